@@ -1,0 +1,427 @@
+package urlrewrite
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// Ruleset is the effective configuration at one place, ready to evaluate. It is safe for concurrent use.
+type Ruleset struct {
+	global   []*inboundRule
+	inbound  []*inboundRule
+	outbound []*outboundRule
+	pre      map[string]*preCondition
+	maps     map[string]*rewriteMap
+}
+
+// Merge builds the effective configuration from the sections of all levels, server first. The error is a *ConfigError
+// (or names a template); IIS would answer 500.19.
+func Merge(levels ...*Section) (*Ruleset, error) {
+	rs := &Ruleset{pre: map[string]*preCondition{}, maps: map[string]*rewriteMap{}}
+	var in, glob []*list[*inboundRule]
+	var out []*list[*outboundRule]
+	var pre []*list[*preCondition]
+	var maps []*list[*rewriteMap]
+	for _, s := range levels {
+		if s == nil {
+			continue
+		}
+		in, glob, out = append(in, &s.inbound), append(glob, &s.global), append(out, &s.outbound)
+		pre, maps = append(pre, &s.pre), append(maps, &s.maps)
+	}
+	var err error
+	if rs.global, err = merge("global rule", glob); err != nil {
+		return nil, err
+	}
+	if rs.inbound, err = merge("rule", in); err != nil {
+		return nil, err
+	}
+	if rs.outbound, err = merge("outbound rule", out); err != nil {
+		return nil, err
+	}
+	pcs, err := merge("preCondition", pre)
+	if err != nil {
+		return nil, err
+	}
+	ms, err := merge("rewrite map", maps)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range ms {
+		rs.maps[m.name] = m
+	}
+	for _, pc := range pcs {
+		cp := *pc
+		if cp.conditions, err = rs.bind(pc.conditions); err != nil {
+			return nil, &ConfigError{Msg: fmt.Sprintf("preCondition %q: %v", pc.name, err)}
+		}
+		rs.pre[strings.ToLower(pc.name)] = &cp
+	}
+	return rs, rs.bindRules()
+}
+
+// bind parses the templates, which need the merged maps. It copies: sections are shared between rulesets.
+func (rs *Ruleset) bind(cs []condition) ([]condition, error) {
+	out := make([]condition, len(cs))
+	for i, c := range cs {
+		t, err := parseTemplate(c.input, rs.maps)
+		if err != nil {
+			return nil, fmt.Errorf("condition input %w", err)
+		}
+		c.inputT = t
+		out[i] = c
+	}
+	return out, nil
+}
+
+func (rs *Ruleset) bindRules() (err error) {
+	for _, rules := range [][]*inboundRule{rs.global, rs.inbound} {
+		for i, r := range rules {
+			cp := *r
+			if cp.conditions, err = rs.bind(r.conditions); err == nil {
+				cp.targetT, err = parseTemplate(r.target, rs.maps)
+			}
+			cp.setVars = append([]setVar(nil), r.setVars...)
+			for j := range cp.setVars {
+				if err == nil {
+					cp.setVars[j].valueT, err = parseTemplate(cp.setVars[j].value, rs.maps)
+				}
+			}
+			if err != nil {
+				return &ConfigError{Msg: fmt.Sprintf("rule %q: %v", r.name, err)}
+			}
+			rules[i] = &cp
+		}
+	}
+	for i, r := range rs.outbound {
+		cp := *r
+		if cp.conditions, err = rs.bind(r.conditions); err == nil {
+			cp.valueT, err = parseTemplate(r.value, rs.maps)
+		}
+		if _, ok := rs.pre[strings.ToLower(r.pre)]; err == nil && r.pre != "" && !ok {
+			err = fmt.Errorf("preCondition %q does not exist", r.pre)
+		}
+		if err != nil {
+			return &ConfigError{Msg: fmt.Sprintf("outbound rule %q: %v", r.name, err)}
+		}
+		rs.outbound[i] = &cp
+	}
+	return nil
+}
+
+// HasInbound says whether a rule of that name is in force, and enabled.
+func (rs *Ruleset) HasInbound(name string) (present, enabled bool) {
+	for _, r := range rs.inbound {
+		if strings.EqualFold(r.name, name) {
+			return true, r.enabled
+		}
+	}
+	return false, false
+}
+
+// HasOutbound says whether an outbound rule of that name is in force, and enabled.
+func (rs *Ruleset) HasOutbound(name string) (present, enabled bool) {
+	for _, r := range rs.outbound {
+		if strings.EqualFold(r.name, name) {
+			return true, r.enabled
+		}
+	}
+	return false, false
+}
+
+// Request is what the rules see of a request.
+type Request struct {
+	Method, Scheme, Host string
+	// Path is the percent-decoded path with its leading slash, site-absolute; RawQuery the query as sent.
+	Path, RawQuery string
+	Header         http.Header
+	RemoteAddr     string
+	// Vars override computed server variables, by upper-case name.
+	Vars map[string]string
+	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
+	IsFile, IsDir func(path string) bool
+}
+
+// Action is what the rules do to a request.
+type Action int
+
+// The actions.
+const (
+	ActionNone Action = iota
+	ActionRewrite
+	ActionRedirect
+	ActionCustomResponse
+	ActionAbort
+)
+
+// Result is what the inbound rules did.
+type Result struct {
+	Action Action
+	// Rules that ran, in order.
+	Rules []string
+	// URL is the rewritten path and query, or the redirect's Location.
+	URL string
+	// Status of a redirect or custom response.
+	Status int
+	Reason string
+}
+
+func (r *Request) variable(resp http.Header, path, query string) func(string) string {
+	return func(name string) string {
+		up := strings.ToUpper(name)
+		if v, ok := r.Vars[up]; ok {
+			return v
+		}
+		switch up {
+		case "REQUEST_URI", "UNENCODED_URL":
+			if query != "" {
+				return path + "?" + query
+			}
+			return path
+		case "URL", "SCRIPT_NAME", "PATH_INFO", "REQUEST_FILENAME":
+			return path
+		case "QUERY_STRING":
+			return query
+		case "REQUEST_METHOD":
+			return r.Method
+		case "HTTPS":
+			if r.Scheme == "https" {
+				return "on"
+			}
+			return "off"
+		case "SERVER_PORT_SECURE":
+			if r.Scheme == "https" {
+				return "1"
+			}
+			return "0"
+		case "HTTP_HOST":
+			return r.Host
+		case "SERVER_NAME":
+			host, _, _ := strings.Cut(r.Host, ":")
+			return host
+		case "SERVER_PORT":
+			if _, port, ok := strings.Cut(r.Host, ":"); ok {
+				return port
+			}
+			if r.Scheme == "https" {
+				return "443"
+			}
+			return "80"
+		case "REMOTE_ADDR", "REMOTE_HOST":
+			return r.RemoteAddr
+		case "CONTENT_TYPE", "CONTENT_LENGTH":
+			return r.Header.Get(headerName(up))
+		}
+		if h, ok := strings.CutPrefix(up, "RESPONSE_"); ok && resp != nil {
+			return strings.Join(resp.Values(headerName(h)), ", ")
+		}
+		if h, ok := strings.CutPrefix(up, "HTTP_"); ok {
+			sep := ", "
+			if h == "COOKIE" {
+				sep = "; "
+			}
+			return strings.Join(r.Header.Values(headerName(h)), sep)
+		}
+		return ""
+	}
+}
+
+func headerName(variable string) string {
+	return http.CanonicalHeaderKey(strings.ReplaceAll(variable, "_", "-"))
+}
+
+// Inbound evaluates the global and then the site's rules. base is the path of the application the rules are evaluated
+// in ("/" or "/owa"): the url that <match> sees is relative to it, without a leading slash. The error means "no verdict".
+func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
+	var res Result
+	path, query := req.Path, req.RawQuery
+	for _, stage := range []struct {
+		rules []*inboundRule
+		base  string
+	}{{rs.global, "/"}, {rs.inbound, base}} {
+		for _, r := range stage.rules {
+			if !r.enabled {
+				continue
+			}
+			done, err := rs.inboundOne(r, req, &res, stage.base, &path, &query)
+			if err != nil {
+				return res, fmt.Errorf("rule %q: %w", r.name, err)
+			}
+			if done {
+				return res, nil
+			}
+		}
+	}
+	return res, nil
+}
+
+func relative(path, base string) string {
+	base = strings.TrimSuffix(base, "/")
+	if len(path) >= len(base) && strings.EqualFold(path[:len(base)], base) {
+		path = path[len(base):]
+	}
+	return strings.TrimPrefix(path, "/")
+}
+
+func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, path, query *string) (done bool, err error) {
+	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps}
+	if r.url != nil {
+		caps, err := r.url.match(relative(*path, base))
+		if err != nil {
+			return false, err
+		}
+		if (caps != nil) == r.urlNegate {
+			return false, nil
+		}
+		sc.rule = caps
+	}
+	ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
+	if err != nil || !ok {
+		return false, err
+	}
+	res.Rules = append(res.Rules, r.name)
+	for _, v := range r.setVars {
+		if req.Vars == nil {
+			req.Vars = map[string]string{}
+		}
+		name := strings.ToUpper(v.name)
+		if old := sc.variable(name); v.replace || old == "" {
+			req.Vars[name] = v.valueT.expand(sc)
+		}
+	}
+	switch r.action {
+	case "AbortRequest":
+		res.Action = ActionAbort
+		return true, nil
+	case "CustomResponse":
+		res.Action, res.Status, res.Reason = ActionCustomResponse, r.status, r.reason
+		return true, nil
+	case "Redirect":
+		res.Action, res.Status = ActionRedirect, r.redirectStatus
+		res.URL = withQuery(absolute(r.targetT.expand(sc), base), *query, r.appendQuery)
+		return true, nil
+	case "Rewrite":
+		res.Action = ActionRewrite
+		res.URL = withQuery(absolute(r.targetT.expand(sc), base), *query, r.appendQuery)
+		p, q, _ := strings.Cut(res.URL, "?")
+		if strings.Contains(p, "://") {
+			return true, nil // another server: nothing below evaluates it
+		}
+		*path, *query = percentDecode(p), q
+	}
+	return r.stop, nil
+}
+
+func absolute(target, base string) string {
+	if strings.HasPrefix(target, "/") || strings.Contains(target, "://") {
+		return target
+	}
+	return strings.TrimSuffix(base, "/") + "/" + target
+}
+
+func withQuery(target, query string, appendIt bool) string {
+	if !appendIt || query == "" {
+		return target
+	}
+	if strings.Contains(target, "?") {
+		return target + "&" + query
+	}
+	return target + "?" + query
+}
+
+func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request) (bool, error) {
+	if len(cs) == 0 {
+		return true, nil
+	}
+	var tracked []string
+	for _, c := range cs {
+		in := c.inputT.expand(sc)
+		var caps []string
+		switch c.matchType {
+		case "IsFile":
+			if req.IsFile != nil && req.IsFile(in) {
+				caps = []string{in}
+			}
+		case "IsDirectory":
+			if req.IsDir != nil && req.IsDir(in) {
+				caps = []string{in}
+			}
+		default:
+			var err error
+			if caps, err = c.pattern.match(in); err != nil {
+				return false, err
+			}
+		}
+		ok := (caps != nil) != c.negate
+		if ok && caps != nil {
+			if trackAll {
+				if len(tracked) == 0 {
+					tracked = caps[:1:1]
+				}
+				tracked = append(tracked, caps[1:]...)
+				sc.cond = tracked
+			} else {
+				sc.cond = caps
+			}
+		}
+		if ok && matchAny {
+			return true, nil
+		}
+		if !ok && !matchAny {
+			return false, nil
+		}
+	}
+	return !matchAny, nil
+}
+
+// Outbound evaluates the outbound rules and changes the response's headers in place. It returns the names of the rules
+// that ran. The error means "no verdict", or a rule that rewrites bodies.
+func (rs *Ruleset) Outbound(req *Request, resp http.Header) ([]string, error) {
+	var ran []string
+	for _, r := range rs.outbound {
+		if !r.enabled {
+			continue
+		}
+		sc := &scope{variable: req.variable(resp, req.Path, req.RawQuery), maps: rs.maps}
+		if r.pre != "" {
+			pc := rs.pre[strings.ToLower(r.pre)]
+			ok, err := matchAllOf(pc.conditions, pc.matchAny, false, sc, req)
+			if err != nil {
+				return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
+			}
+			if !ok {
+				continue
+			}
+			sc.cond = nil
+		}
+		if r.variable == "" {
+			return ran, fmt.Errorf("%w: outbound rule %q rewrites bodies, which is not evaluated", ErrInput, r.name)
+		}
+		caps, err := r.pattern.match(sc.variable(r.variable))
+		if err != nil {
+			return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
+		}
+		if (caps != nil) == r.negate {
+			continue
+		}
+		sc.rule = caps
+		ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
+		if err != nil {
+			return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
+		}
+		if !ok {
+			continue
+		}
+		ran = append(ran, r.name)
+		if h, isHeader := strings.CutPrefix(strings.ToUpper(r.variable), "RESPONSE_"); isHeader && r.action == "Rewrite" {
+			if r.replace || resp.Get(headerName(h)) == "" {
+				resp.Set(headerName(h), r.valueT.expand(sc))
+			}
+		}
+		if r.stop {
+			break
+		}
+	}
+	return ran, nil
+}
