@@ -1,0 +1,562 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host/iis"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
+	"github.com/stopgap-em/stopgap/shared/urlrewrite"
+	"github.com/stopgap-em/stopgap/shared/xmldoc"
+)
+
+// Pass is one look at the server and one set of changes to it. Edits of web.config files are staged and written by
+// Flush, once for each file: each write restarts the application and its children. Not safe for concurrent use.
+type Pass struct {
+	d         Driver
+	originals Originals
+	server    *iisconfig.Server
+	serverErr error
+	inForce   []Change
+	files     map[string]*file
+}
+
+// NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
+func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
+	p := &Pass{d: d, originals: o, inForce: inForce, files: map[string]*file{}}
+	data, name, err := d.ApplicationHost(ctx)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p.serverErr = failf("no-iis", "no IIS on this server (%s is missing)", name)
+	case err != nil:
+		p.serverErr = failf("config-unreadable", "%v", err)
+	default:
+		if p.server, err = iisconfig.Parse(data, name); err != nil {
+			p.serverErr = failf("config-malformed", "%v", err)
+		}
+	}
+	return p
+}
+
+// Action binds an action of a mitigation to this pass.
+func (p *Pass) Action(ref Ref, spec *stopgapv1.Action) (Action, error) {
+	switch k := spec.GetKind().(type) {
+	case *stopgapv1.Action_UrlRewrite:
+		return &urlRewrite{p, ref, k.UrlRewrite}, nil
+	case *stopgapv1.Action_Service:
+		return &service{p.d, ref, k.Service}, nil
+	case *stopgapv1.Action_AppPool:
+		return &appPool{p, ref, k.AppPool}, nil
+	}
+	return nil, failf("unknown-action", "action %s is of a kind this agent does not know", ref)
+}
+
+// entry is a fragment of one action in one file.
+type entry struct {
+	ref  Ref
+	frag iis.Fragment
+}
+
+// file is one web.config in this pass. What of ours is in it and not mentioned in this pass stays as found, also when
+// somebody altered it.
+type file struct {
+	dir, name string
+	disk      []byte  // as read
+	orig      []byte  // without anything of ours, as journaled; nil when nothing is
+	known     []entry // what the journal says may be in it
+	taken     []entry // to be taken out
+	staged    []entry // to be put in
+}
+
+func key(dir string) string { return strings.ToLower(strings.TrimRight(dir, `\/`)) }
+
+// load reads a file once in a pass and finds out what it is without us.
+func (p *Pass) load(dir string) (*file, error) {
+	if f, ok := p.files[key(dir)]; ok {
+		return f, nil
+	}
+	f, err := p.read(dir)
+	if err != nil {
+		return nil, err
+	}
+	p.files[key(dir)] = f
+	return f, nil
+}
+
+func (p *Pass) read(dir string) (*file, error) {
+	disk, name, err := p.d.WebConfig(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, failf("config-missing", "%s is missing; nothing was created", name)
+		}
+		return nil, failf("config-unreadable", "%v", err)
+	}
+	f := &file{dir: dir, name: name, disk: disk}
+	if _, err := iisconfig.ParseWebConfig(disk, name); err != nil {
+		return nil, failf("config-malformed", "%v; the file was not touched", err)
+	}
+	for _, c := range p.inForce {
+		rw := c.Spec.GetUrlRewrite()
+		if rw == nil {
+			continue
+		}
+		for _, d := range c.Prior.Files {
+			if key(d) == key(dir) {
+				frag, err := p.fragment(rw, dir)
+				if err != nil {
+					return nil, err
+				}
+				f.known = append(f.known, entry{c.Ref, frag})
+			}
+		}
+	}
+	var ok bool
+	if f.orig, ok, err = p.originals.Original(dir); err != nil {
+		return nil, fmt.Errorf("original of %s: %w", name, err)
+	}
+	if !ok {
+		f.orig = nil
+	}
+	return f, nil
+}
+
+func fragments(es []entry) []iis.Fragment {
+	out := make([]iis.Fragment, len(es))
+	for i, e := range es {
+		out[i] = e.frag
+	}
+	return out
+}
+
+// fragment places an action's rules for one directory: inside the element that children don't inherit where an
+// application below shares the directory and would read the same rules twice; outside where they are to be inherited.
+func (p *Pass) fragment(rw *stopgapv1.UrlRewriteAction, dir string) (iis.Fragment, error) {
+	f := iis.Fragment{Inbound: rw.GetInbound(), Outbound: rw.GetOutbound()}
+	if p.serverErr != nil {
+		return f, p.serverErr
+	}
+	for _, site := range p.server.Sites {
+		for _, app := range site.Apps {
+			if key(app.Dir) == key(dir) && p.server.SharesDirBelow(app) != nil {
+				f.Inside = true
+			}
+		}
+	}
+	return f, nil
+}
+
+// rendered is the file as this pass wants it.
+func (f *file) rendered() ([]byte, error) {
+	base, err := iis.Strip(f.disk, f.orig, fragments(f.taken))
+	if err != nil || len(f.staged) == 0 {
+		return base, err
+	}
+	return iis.Render(base, fragments(f.staged))
+}
+
+// base is the file without anything of ours.
+func (f *file) base() ([]byte, error) {
+	return iis.Strip(f.disk, f.orig, fragments(append(append([]entry(nil), f.known...), f.taken...)))
+}
+
+func without(es []entry, ref Ref) []entry {
+	kept := es[:0:0]
+	for _, e := range es {
+		if e.ref != ref {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
+
+// stage puts an entry in, in place of whatever of it is there.
+func (f *file) stage(e entry) {
+	f.forget(e.ref)
+	f.taken, f.staged = append(f.taken, e), append(f.staged, e)
+}
+
+// take takes an entry out.
+func (f *file) take(e entry) {
+	f.forget(e.ref)
+	f.taken = append(f.taken, e)
+}
+
+// forget leaves an entry as it was found.
+func (f *file) forget(ref Ref) {
+	f.taken, f.staged = without(f.taken, ref), without(f.staged, ref)
+}
+
+// Unstage leaves an action's rules as they were found, whatever was staged for them.
+func (p *Pass) Unstage(ref Ref) {
+	for _, f := range p.files {
+		f.forget(ref)
+	}
+}
+
+// overlay reads files as this pass wants them.
+type overlay struct{ p *Pass }
+
+// WebConfig implements iisconfig.Files.
+func (o overlay) WebConfig(dir string) ([]byte, string, error) {
+	if f, ok := o.p.files[key(dir)]; ok {
+		data, err := f.rendered()
+		return data, f.name, err
+	}
+	return o.p.d.WebConfig(dir)
+}
+
+// check evaluates every application that reads a file, as staged: a duplicate name anywhere is what IIS answers with
+// 500.19, and a <clear/> below makes a rule void.
+func (p *Pass) check(f *file, e entry, files iisconfig.Files) error {
+	_, inbound, err := fragmentRules(e.frag.Inbound, false)
+	if err != nil {
+		return err
+	}
+	_, outbound, err := fragmentRules(e.frag.Outbound, true)
+	if err != nil {
+		return err
+	}
+	for _, app := range p.server.Readers(f.dir) {
+		own := key(app.Dir) == key(f.dir)
+		rs, err := p.server.Effective(app, files)
+		if err != nil {
+			if _, before := p.server.Effective(app, p.d); before != nil {
+				return failf("config-invalid", "%s is already invalid before any change: %v", app, before)
+			}
+			var ce *urlrewrite.ConfigError
+			if errors.As(err, &ce) {
+				return failf("config-duplicate", "%s would answer 500.19: %v; the file was not touched", app, err)
+			}
+			return failf("config-invalid", "%s: %v; the file was not touched", app, err)
+		}
+		if e.frag.Inside && !own {
+			continue
+		}
+		for _, n := range inbound {
+			if ok, on := rs.HasInbound(n); !ok || !on {
+				return failf("rule-void", "rule %q has no effect at %s: a <clear/> or <remove> takes it away there", n, app)
+			}
+		}
+		for _, n := range outbound {
+			if ok, on := rs.HasOutbound(n); !ok || !on {
+				return failf("rule-void", "outbound rule %q has no effect at %s: a <clear/> or <remove> takes it away there", n, app)
+			}
+		}
+	}
+	return nil
+}
+
+func fragmentRules(xml string, outbound bool) (*urlrewrite.Section, []string, error) {
+	if xml == "" {
+		return nil, nil, nil
+	}
+	return urlrewrite.ParseFragment([]byte(xml), outbound)
+}
+
+// Changed lists the directories whose web.config Flush would write.
+func (p *Pass) Changed() []string {
+	var out []string
+	for _, f := range p.files {
+		if data, err := f.rendered(); err != nil || !bytes.Equal(data, f.disk) {
+			out = append(out, f.dir)
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// flushTries bounds how often a file that somebody else is writing is read again.
+const flushTries = 4
+
+// Flush writes every changed file, once, and says which could not be written; those are untouched.
+func (p *Pass) Flush(ctx context.Context) map[string]error {
+	failed := map[string]error{}
+	for _, dir := range p.Changed() {
+		if err := p.flushFile(ctx, p.files[key(dir)]); err != nil {
+			failed[key(dir)] = err
+		}
+	}
+	return failed
+}
+
+func (p *Pass) flushFile(ctx context.Context, f *file) error {
+	for try := 1; ; try++ {
+		data, err := f.rendered()
+		if err != nil {
+			return failf("config-malformed", "%s: %v", f.name, err)
+		}
+		if bytes.Equal(data, f.disk) {
+			return nil
+		}
+		if err := p.original(f); err != nil {
+			return err
+		}
+		err = p.d.ReplaceWebConfig(ctx, f.dir, f.disk, data)
+		if err == nil {
+			f.disk = data
+			return nil
+		}
+		if !errors.Is(err, ErrChanged) || try == flushTries {
+			code := "write-failed"
+			if errors.Is(err, os.ErrPermission) {
+				code = "read-only"
+			}
+			return failf(code, "%v; the file was not touched", err)
+		}
+		again, err := p.read(f.dir)
+		if err != nil {
+			return err
+		}
+		again.taken, again.staged = f.taken, f.staged
+		*f = *again
+		for _, e := range f.staged {
+			if err := p.check(f, e, overlay{p}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// original keeps what the file is without us, before it is written.
+func (p *Pass) original(f *file) error {
+	base, err := f.base()
+	if err != nil {
+		return failf("config-malformed", "%s: %v", f.name, err)
+	}
+	if f.orig != nil && bytes.Equal(f.orig, base) {
+		return nil
+	}
+	if err := p.originals.PutOriginal(f.dir, base); err != nil {
+		return fmt.Errorf("original of %s can't be kept, so it was not touched: %w", f.name, err)
+	}
+	f.orig = base
+	return nil
+}
+
+// urlRewrite is the url_rewrite action.
+type urlRewrite struct {
+	p    *Pass
+	ref  Ref
+	spec *stopgapv1.UrlRewriteAction
+}
+
+var _ Action = (*urlRewrite)(nil)
+
+// targets finds the applications the action is for.
+func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
+	if a.p.serverErr != nil {
+		return nil, a.p.serverErr
+	}
+	loc := a.spec.GetLocation()
+	var sites []*iisconfig.Site
+	if loc.GetSite() == "EXCHANGE_FRONT_END" {
+		if sites = a.p.server.FrontEndSites(); len(sites) == 0 {
+			return nil, failf("no-site", `no site has an application below FrontEnd\HttpProxy`)
+		}
+	} else if s := a.p.server.Site(loc.GetSite()); s != nil {
+		sites = append(sites, s)
+	} else {
+		return nil, failf("no-site", "site %q does not exist", loc.GetSite())
+	}
+	var out []*iisconfig.App
+	for _, s := range sites {
+		app := s.App(loc.GetPath())
+		if app == nil || app.Dir == "" {
+			return nil, failf("no-application", "site %q has no application %s", s.Name, loc.GetPath())
+		}
+		out = append(out, app)
+	}
+	return out, nil
+}
+
+// Validate implements Action.
+func (a *urlRewrite) Validate(context.Context) error {
+	apps, err := a.targets()
+	if err != nil {
+		return err
+	}
+	for _, app := range apps {
+		for section, xml := range map[string]string{"rules": a.spec.GetInbound(), "outboundRules": a.spec.GetOutbound()} {
+			if xml == "" {
+				continue
+			}
+			if why := a.p.server.Locked(app, section); why != "" {
+				return failf("config-locked", "%s: section %s can't be set: %s", app, section, why)
+			}
+		}
+		if _, err := a.p.load(app.Dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *urlRewrite) mine(f *file) bool {
+	return len(without(f.known, a.ref)) < len(f.known)
+}
+
+// Plan implements Action.
+func (a *urlRewrite) Plan(ctx context.Context) (Plan, error) {
+	apps, err := a.targets()
+	if err != nil {
+		return Plan{}, err
+	}
+	pl := Plan{}
+	for _, app := range apps {
+		f, err := a.p.load(app.Dir)
+		if err != nil {
+			return Plan{}, err
+		}
+		pl.Prior.Files = append(pl.Prior.Files, f.dir)
+		frag, err := a.p.fragment(a.spec, f.dir)
+		if err != nil {
+			return Plan{}, err
+		}
+		in, err := iis.Inspect(f.disk, frag)
+		if err != nil {
+			return Plan{}, failf("config-malformed", "%s: %v", f.name, err)
+		}
+		if in.Standing == iis.Foreign {
+			// Rules of ours that do the same (an earlier revision) don't count as somebody else's.
+			base, err := f.base()
+			if err == nil {
+				in, err = iis.Inspect(base, frag)
+			}
+			if err != nil {
+				return Plan{}, failf("config-malformed", "%s: %v", f.name, err)
+			}
+		}
+		fd := findingOf(in)
+		if fd.Standing == Altered && !a.mine(f) {
+			return Plan{}, &Error{Code: "name-taken", Conflict: true,
+				Err: fmt.Errorf("%s: %s and is not ours: remove or rename it", f.name, in.Detail)}
+		}
+		pl.Now = worse(pl.Now, fd, a.evidence(f.name, in.Detail, f.disk))
+		for _, r := range a.p.server.Readers(f.dir) {
+			pl.Touches = append(pl.Touches, "restarts "+r.String())
+		}
+	}
+	return pl, nil
+}
+
+func (a *urlRewrite) evidence(name, found string, data []byte) *stopgapv1.Evidence {
+	sum := sha256.Sum256(data)
+	return evidence(a.ref.Action, name, found, sum[:])
+}
+
+func findingOf(in iis.Inspection) Finding {
+	st := map[iis.Standing]Standing{iis.InPlace: InPlace, iis.Foreign: Foreign, iis.Absent: Absent, iis.Altered: Altered}[in.Standing]
+	return Finding{Standing: st, Detail: in.Detail}
+}
+
+// worse combines the findings of several files.
+func worse(a, b Finding, ev *stopgapv1.Evidence) Finding {
+	if b.Standing >= a.Standing {
+		a.Standing, a.Detail = b.Standing, ev.GetSubject()+": "+b.Detail
+	}
+	a.Evidence = append(a.Evidence, ev)
+	return a
+}
+
+// Apply implements Action: it stages the rules and evaluates every application that reads the files.
+func (a *urlRewrite) Apply(context.Context) error {
+	apps, err := a.targets()
+	if err != nil {
+		return err
+	}
+	for _, app := range apps {
+		f, err := a.p.load(app.Dir)
+		var frag iis.Fragment
+		if err == nil {
+			frag, err = a.p.fragment(a.spec, f.dir)
+		}
+		if err == nil {
+			f.stage(entry{a.ref, frag})
+			err = a.p.check(f, entry{a.ref, frag}, overlay{a.p})
+		}
+		if err != nil {
+			a.p.Unstage(a.ref)
+			return err
+		}
+	}
+	return nil
+}
+
+// Verify implements Action.
+func (a *urlRewrite) Verify(context.Context) (Finding, error) {
+	apps, err := a.targets()
+	if err != nil {
+		return Finding{}, err
+	}
+	out := Finding{}
+	for _, app := range apps {
+		data, name, err := a.p.d.WebConfig(app.Dir)
+		if err != nil {
+			return Finding{}, failf("config-unreadable", "%v", err)
+		}
+		frag, err := a.p.fragment(a.spec, app.Dir)
+		if err != nil {
+			return Finding{}, err
+		}
+		in, err := iis.Inspect(data, frag)
+		if err != nil {
+			return Finding{}, failf("config-malformed", "%s: %v", name, err)
+		}
+		out = worse(out, findingOf(in), a.evidence(name, in.Detail, data))
+		if in.Standing == iis.InPlace {
+			if err := a.p.check(&file{dir: app.Dir, name: name}, entry{a.ref, frag}, a.p.d); err != nil {
+				return out, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// Revert implements Action.
+func (a *urlRewrite) Revert(_ context.Context, prior Prior) error {
+	for _, dir := range prior.Files {
+		f, err := a.p.load(dir)
+		if err != nil {
+			var e *Error
+			if errors.As(err, &e) && e.Code == "config-missing" {
+				continue // with the file gone, so are our rules
+			}
+			return err
+		}
+		frag, err := a.p.fragment(a.spec, f.dir)
+		if err != nil {
+			return err
+		}
+		f.take(entry{a.ref, frag})
+	}
+	return nil
+}
+
+// VerifyReverted implements Action.
+func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, error) {
+	for _, dir := range prior.Files {
+		data, name, err := a.p.d.WebConfig(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", failf("config-unreadable", "%v", err)
+		}
+		doc, err := xmldoc.Parse(data)
+		if err != nil {
+			return "", failf("config-malformed", "%s: %v", name, err)
+		}
+		if left := iis.Left(doc, iis.Fragment{Inbound: a.spec.GetInbound(), Outbound: a.spec.GetOutbound()}); left != "" {
+			return fmt.Sprintf("%s still has %s", name, left), nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,218 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+)
+
+// service is the service action.
+type service struct {
+	d    Driver
+	ref  Ref
+	spec *stopgapv1.ServiceAction
+}
+
+var _ Action = (*service)(nil)
+
+// HealthManager are the services that would start again what a service or app-pool action stopped: Managed Availability.
+// They are stopped in this order, the watcher of the watcher first, and started in the reverse one.
+var HealthManager = []string{"MSExchangeHMRecovery", "MSExchangeHM"}
+
+// Validate implements Action.
+func (a *service) Validate(context.Context) error { return nil }
+
+func (a *service) wanted(s Service) bool {
+	return s.StartType == a.spec.GetStartType() && s.State == a.spec.GetState()
+}
+
+func (s Service) String() string {
+	if !s.Present {
+		return "not present"
+	}
+	return strings.ToLower(s.State + ", start type " + s.StartType)
+}
+
+func (a *service) find(ctx context.Context) (Finding, Service, error) {
+	s, err := a.d.Service(ctx, a.spec.GetName())
+	if err != nil {
+		return Finding{}, s, failf("service-unreadable", "service %s: %v", a.spec.GetName(), err)
+	}
+	f := Finding{Detail: fmt.Sprintf("service %s is %s", a.spec.GetName(), s),
+		Evidence: []*stopgapv1.Evidence{evidence(a.ref.Action, "service "+a.spec.GetName(), s.String(), nil)}}
+	switch {
+	case !s.Present:
+		f.Standing = NotPresent
+	case a.wanted(s):
+		f.Standing = InPlace
+	default:
+		f.Standing = Absent
+	}
+	return f, s, nil
+}
+
+// Plan implements Action.
+func (a *service) Plan(ctx context.Context) (Plan, error) {
+	f, s, err := a.find(ctx)
+	if err != nil {
+		return Plan{}, err
+	}
+	return Plan{Now: f, Prior: Prior{Service: &s}, Touches: []string{"stops service " + a.spec.GetName()}}, nil
+}
+
+// Apply implements Action.
+func (a *service) Apply(ctx context.Context) error {
+	s, err := a.d.Service(ctx, a.spec.GetName())
+	if err != nil || !s.Present || a.wanted(s) {
+		return wrapf("service-unreadable", err, "service %s", a.spec.GetName())
+	}
+	want := Service{Present: true, StartType: a.spec.GetStartType(), State: a.spec.GetState(), Delayed: s.Delayed}
+	return wrapf("service-failed", a.d.SetService(ctx, a.spec.GetName(), want), "service %s", a.spec.GetName())
+}
+
+func wrapf(code string, err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return failf(code, "%s: %v", fmt.Sprintf(format, args...), err)
+}
+
+// Verify implements Action.
+func (a *service) Verify(ctx context.Context) (Finding, error) {
+	f, _, err := a.find(ctx)
+	return f, err
+}
+
+// theirs: a start type that is neither ours nor the one before was set by somebody else, and stays.
+func (a *service) theirs(s Service, prior *Service) bool {
+	return s.StartType != a.spec.GetStartType() && s.StartType != prior.StartType
+}
+
+// Revert implements Action.
+func (a *service) Revert(ctx context.Context, prior Prior) error {
+	s, err := a.d.Service(ctx, a.spec.GetName())
+	if err != nil {
+		return wrapf("service-unreadable", err, "service %s", a.spec.GetName())
+	}
+	if !s.Present || prior.Service == nil || !prior.Service.Present || s == *prior.Service || a.theirs(s, prior.Service) {
+		return nil
+	}
+	return wrapf("service-failed", a.d.SetService(ctx, a.spec.GetName(), *prior.Service), "service %s", a.spec.GetName())
+}
+
+// VerifyReverted implements Action.
+func (a *service) VerifyReverted(ctx context.Context, prior Prior) (string, error) {
+	s, err := a.d.Service(ctx, a.spec.GetName())
+	if err != nil {
+		return "", wrapf("service-unreadable", err, "service %s", a.spec.GetName())
+	}
+	if !s.Present || prior.Service == nil || !prior.Service.Present || a.theirs(s, prior.Service) ||
+		s.StartType == prior.Service.StartType && (s.State == prior.Service.State || s.State == Running) {
+		return "", nil
+	}
+	return fmt.Sprintf("service %s is still %s", a.spec.GetName(), s), nil
+}
+
+// appPool is the app_pool action.
+type appPool struct {
+	p    *Pass
+	ref  Ref
+	spec *stopgapv1.AppPoolAction
+}
+
+var _ Action = (*appPool)(nil)
+
+// Validate implements Action.
+func (a *appPool) Validate(context.Context) error { return a.p.serverErr }
+
+func (p Pool) autoStart() bool { return p.AutoStart == nil || *p.AutoStart }
+
+func (p Pool) String() string {
+	if !p.Present {
+		return "not present"
+	}
+	return fmt.Sprintf("%s, autoStart %t", strings.ToLower(p.State), p.autoStart())
+}
+
+func samePool(a, b Pool) bool {
+	return a.State == b.State && (a.AutoStart == nil) == (b.AutoStart == nil) && a.autoStart() == b.autoStart()
+}
+
+func stoppedPool(p Pool) bool { return p.State == Stopped && !p.autoStart() }
+
+func (a *appPool) find(ctx context.Context) (Finding, Pool, error) {
+	p, err := a.p.d.Pool(ctx, a.spec.GetName())
+	if err != nil {
+		return Finding{}, p, wrapf("pool-unreadable", err, "application pool %s", a.spec.GetName())
+	}
+	f := Finding{Detail: fmt.Sprintf("application pool %s is %s", a.spec.GetName(), p),
+		Evidence: []*stopgapv1.Evidence{evidence(a.ref.Action, "application pool "+a.spec.GetName(), p.String(), nil)}}
+	switch {
+	case !p.Present:
+		f.Standing = NotPresent
+	case stoppedPool(p):
+		f.Standing = InPlace
+	default:
+		f.Standing = Absent
+	}
+	return f, p, nil
+}
+
+// Plan implements Action.
+func (a *appPool) Plan(ctx context.Context) (Plan, error) {
+	f, p, err := a.find(ctx)
+	if err != nil {
+		return Plan{}, err
+	}
+	pl := Plan{Now: f, Prior: Prior{Pool: &p}}
+	if a.p.server != nil {
+		for _, app := range a.p.server.AppsOfPool(a.spec.GetName()) {
+			pl.Touches = append(pl.Touches, "stops "+app.String())
+		}
+	}
+	return pl, nil
+}
+
+// Apply implements Action.
+func (a *appPool) Apply(ctx context.Context) error {
+	p, err := a.p.d.Pool(ctx, a.spec.GetName())
+	if err != nil || !p.Present || stoppedPool(p) {
+		return wrapf("pool-unreadable", err, "application pool %s", a.spec.GetName())
+	}
+	no := false
+	return wrapf("pool-failed", a.p.d.SetPool(ctx, a.spec.GetName(), Pool{Present: true, AutoStart: &no, State: Stopped}),
+		"application pool %s", a.spec.GetName())
+}
+
+// Verify implements Action.
+func (a *appPool) Verify(ctx context.Context) (Finding, error) {
+	f, _, err := a.find(ctx)
+	return f, err
+}
+
+// Revert implements Action.
+func (a *appPool) Revert(ctx context.Context, prior Prior) error {
+	p, err := a.p.d.Pool(ctx, a.spec.GetName())
+	if err != nil {
+		return wrapf("pool-unreadable", err, "application pool %s", a.spec.GetName())
+	}
+	if !p.Present || prior.Pool == nil || !prior.Pool.Present || samePool(p, *prior.Pool) {
+		return nil
+	}
+	return wrapf("pool-failed", a.p.d.SetPool(ctx, a.spec.GetName(), *prior.Pool), "application pool %s", a.spec.GetName())
+}
+
+// VerifyReverted implements Action.
+func (a *appPool) VerifyReverted(ctx context.Context, prior Prior) (string, error) {
+	p, err := a.p.d.Pool(ctx, a.spec.GetName())
+	if err != nil {
+		return "", wrapf("pool-unreadable", err, "application pool %s", a.spec.GetName())
+	}
+	if !p.Present || prior.Pool == nil || !prior.Pool.Present ||
+		p.autoStart() == prior.Pool.autoStart() && (p.State == prior.Pool.State || p.State == Started) {
+		return "", nil
+	}
+	return fmt.Sprintf("application pool %s is still %s", a.spec.GetName(), p), nil
+}

@@ -1,0 +1,588 @@
+// Package journal is what an agent must not forget: what was on the server before each change, what it is about to do,
+// what it has still to report, its policy, and what the server's administrator decided. It lives in one bbolt file; what
+// can't be read again from the server (the values from before) also stands in plain files beside it.
+//
+// It decides nothing and never looks at the server.
+package journal
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+)
+
+// File is the journal's file name in the state directory.
+const File = "journal.db"
+
+// MaxOutbox bounds the outcomes that wait for a controller; past it the oldest go. An agent that is alone reports only
+// changes, a handful a day.
+const MaxOutbox = 4096
+
+// LockTimeout bounds the wait for another process to let go of the journal.
+const LockTimeout = 3 * time.Second
+
+// Phase is how far a change has come.
+type Phase string
+
+// The phases. There is no phase for "undone": then the record is gone.
+const (
+	// Intended: about to be made, or made and not yet read back.
+	Intended Phase = "intended"
+	// Applied: made and read back.
+	Applied Phase = "applied"
+	// Reverting: about to be undone, or undone and not yet read back.
+	Reverting Phase = "reverting"
+)
+
+// Change is one action that is, or may be, in force.
+type Change struct {
+	Ref   host.Ref        `json:"ref"`
+	Spec  json.RawMessage `json:"spec"` // the Action as protobuf JSON
+	Prior host.Prior      `json:"prior"`
+	Phase Phase           `json:"phase"`
+	Since time.Time       `json:"since"`
+	Build string          `json:"build"` // Exchange build when it was made
+	// Document is the hex SHA-256 of the mitigation document.
+	Document string `json:"document,omitempty"`
+	// CVEs and RemoveWhen let an agent that lost the document still say what the change is for.
+	CVEs []string `json:"cves,omitempty"`
+}
+
+// NewChange makes a record of an action.
+func NewChange(ref host.Ref, spec *stopgapv1.Action, prior host.Prior) (Change, error) {
+	raw, err := protojson.Marshal(spec)
+	return Change{Ref: ref, Spec: raw, Prior: prior, Phase: Intended}, err
+}
+
+// Action is the recorded action.
+func (c Change) Action() (*stopgapv1.Action, error) {
+	a := &stopgapv1.Action{}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(c.Spec, a); err != nil {
+		return nil, fmt.Errorf("journal: change %s: %w", c.Ref, err)
+	}
+	return a, nil
+}
+
+// Block is a local block of a mitigation.
+type Block struct {
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason,omitempty"`
+	Keep   bool      `json:"keep,omitempty"`
+}
+
+// Settlement is the end of a pass, written in one transaction.
+type Settlement struct {
+	// Put replaces records, Remove takes them away.
+	Put    []Change
+	Remove []host.Ref
+	// Forget drops the originals of directories that hold nothing of ours any more.
+	Forget []string
+	// Outcomes are kept as the current ones and go to the outbox.
+	Outcomes []*stopgapv1.Outcome
+	// Drop takes away the current outcomes of mitigations that are gone for good.
+	Drop []string
+}
+
+// Journal is an open journal. It is safe for concurrent use.
+type Journal struct {
+	db    *bbolt.DB
+	dir   string
+	log   hclog.Logger
+	mu    sync.Mutex // plain files follow the order of transactions
+	epoch string
+	last  uint64
+	notes []string
+}
+
+var (
+	bMeta      = []byte("meta")
+	bSettings  = []byte("settings")
+	bBlocks    = []byte("blocks")
+	bPolicy    = []byte("policy")
+	bChanges   = []byte("changes")
+	bOriginals = []byte("originals")
+	bOutbox    = []byte("outbox")
+	bStates    = []byte("states")
+
+	kEpoch = []byte("epoch")
+	kSeq   = []byte("sequence")
+)
+
+// ErrLocked is returned when another process has the journal.
+var ErrLocked = errors.New("journal: another agent has it open")
+
+// Open opens or makes the journal in a state directory. A damaged file is renamed aside and a new one begun from the
+// plain files beside it; Notes says so.
+func Open(dir string, log hclog.Logger) (*Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	j := &Journal{dir: dir, log: log}
+	path := filepath.Join(dir, File)
+	_, statErr := os.Stat(path)
+	db, err := open(path)
+	if err != nil {
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			return nil, fmt.Errorf("%w (%s)", ErrLocked, path)
+		}
+		if errors.Is(err, os.ErrPermission) {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
+		aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
+		if rerr := os.Rename(path, aside); rerr != nil {
+			return nil, fmt.Errorf("journal: damaged (%w) and can't be renamed aside: %w", err, rerr)
+		}
+		j.note("the journal was damaged (%v); it stands at %s and a new one was begun", err, aside)
+		if db, err = open(path); err != nil {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
+	}
+	j.db = db
+	if err := j.init(); err != nil {
+		_ = db.Close()
+		return nil, err
+	}
+	if len(j.notes) > 0 || errors.Is(statErr, os.ErrNotExist) {
+		if err := j.importPlain(); err != nil {
+			j.note("the plain copy of the original values can't be used: %v", err)
+		}
+	}
+	return j, nil
+}
+
+// open opens the file and reads all of it, so that damage shows now and not in the middle of a change. bbolt panics on
+// some damage, and a truncated file faults.
+func open(path string) (db *bbolt.DB, err error) {
+	old := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(old)
+	defer func() {
+		if r := recover(); r != nil {
+			if db != nil {
+				_ = db.Close()
+			}
+			db, err = nil, fmt.Errorf("damaged: %v", r)
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: LockTimeout, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, err
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+			return b.ForEach(func(k, v []byte) error {
+				_ = append(append([]byte(nil), k...), v...)
+				return nil
+			})
+		})
+	})
+	if err != nil {
+		_ = db.Close()
+		return nil, err
+	}
+	return db, nil
+}
+
+func (j *Journal) note(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	j.notes = append(j.notes, text)
+	j.log.Error("journal", "problem", text)
+}
+
+// Notes says what was wrong when the journal was opened; empty when nothing was.
+func (j *Journal) Notes() []string { return j.notes }
+
+func (j *Journal) init() error {
+	return j.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bMeta, bSettings, bBlocks, bPolicy, bChanges, bOriginals, bOutbox, bStates} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(bMeta)
+		if e := meta.Get(kEpoch); e != nil {
+			j.epoch = string(e)
+			if s := meta.Get(kSeq); len(s) == 8 {
+				j.last = binary.BigEndian.Uint64(s)
+			}
+			return nil
+		}
+		return j.newEpoch(tx)
+	})
+}
+
+func (j *Journal) newEpoch(tx *bbolt.Tx) error {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return err
+	}
+	j.epoch, j.last = hex.EncodeToString(b[:]), 0
+	meta := tx.Bucket(bMeta)
+	if err := meta.Put(kSeq, seqKey(0)); err != nil {
+		return err
+	}
+	return meta.Put(kEpoch, []byte(j.epoch))
+}
+
+// Close closes the journal.
+func (j *Journal) Close() error { return j.db.Close() }
+
+func seqKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+func changeKey(r host.Ref) []byte { return []byte(r.String()) }
+
+// Changes gives every record, by reference.
+func (j *Journal) Changes() ([]Change, error) {
+	var out []Change
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bChanges).ForEach(func(k, v []byte) error {
+			var c Change
+			if err := json.Unmarshal(v, &c); err != nil {
+				return fmt.Errorf("journal: change %s: %w", k, err)
+			}
+			out = append(out, c)
+			return nil
+		})
+	})
+	return out, err
+}
+
+// Put writes records before anything is done: durable when it returns, in the journal and beside it.
+func (j *Journal) Put(changes []Change) error {
+	return j.Settle(Settlement{Put: changes})
+}
+
+// Settle writes the end of a pass in one transaction.
+func (j *Journal) Settle(s Settlement) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(s.Put) > 0 {
+		// The plain file first: it may know more than the journal, never less.
+		if err := j.writePlain(s.Put, nil); err != nil {
+			return err
+		}
+	}
+	seq := j.last
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		seq = j.last
+		for _, c := range s.Put {
+			data, err := json.Marshal(c)
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bChanges).Put(changeKey(c.Ref), data); err != nil {
+				return err
+			}
+		}
+		for _, r := range s.Remove {
+			if err := tx.Bucket(bChanges).Delete(changeKey(r)); err != nil {
+				return err
+			}
+		}
+		for _, d := range s.Forget {
+			if err := tx.Bucket(bOriginals).Delete(dirKey(d)); err != nil {
+				return err
+			}
+		}
+		for _, id := range s.Drop {
+			if err := tx.Bucket(bStates).Delete([]byte(id)); err != nil {
+				return err
+			}
+		}
+		for _, o := range s.Outcomes {
+			data, err := proto.Marshal(o)
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bStates).Put([]byte(o.GetMitigation()), data); err != nil {
+				return err
+			}
+			seq++
+			if err := tx.Bucket(bOutbox).Put(seqKey(seq), data); err != nil {
+				return err
+			}
+		}
+		if err := trim(tx.Bucket(bOutbox), MaxOutbox); err != nil {
+			return err
+		}
+		return tx.Bucket(bMeta).Put(kSeq, seqKey(seq))
+	})
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	j.last = seq
+	if len(s.Remove) > 0 || len(s.Forget) > 0 {
+		return j.writePlain(nil, nil)
+	}
+	return nil
+}
+
+// trim deletes the oldest entries beyond a limit.
+func trim(b *bbolt.Bucket, limit int) error {
+	n := 0
+	if err := b.ForEach(func(_, _ []byte) error { n++; return nil }); err != nil {
+		return err
+	}
+	for ; n > limit; n-- {
+		k, _ := b.Cursor().First()
+		if err := b.Delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Outcomes gives the current outcome of each mitigation.
+func (j *Journal) Outcomes() (map[string]*stopgapv1.Outcome, error) {
+	out := map[string]*stopgapv1.Outcome{}
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bStates).ForEach(func(k, v []byte) error {
+			o := &stopgapv1.Outcome{}
+			if err := proto.Unmarshal(v, o); err != nil {
+				return fmt.Errorf("journal: outcome %s: %w", k, err)
+			}
+			out[string(k)] = o
+			return nil
+		})
+	})
+	return out, err
+}
+
+// Mark is the journal's epoch and the highest sequence number given out in it.
+func (j *Journal) Mark() (epoch string, sequence uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.epoch, j.last
+}
+
+// Pending gives the oldest unacknowledged outcomes after a sequence number, at most n.
+func (j *Journal) Pending(after uint64, n int) (epoch string, out []*stopgapv1.SequencedOutcome, err error) {
+	j.mu.Lock()
+	epoch = j.epoch
+	j.mu.Unlock()
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bOutbox).Cursor()
+		for k, v := c.Seek(seqKey(after + 1)); k != nil && len(out) < n; k, v = c.Next() {
+			o := &stopgapv1.Outcome{}
+			if err := proto.Unmarshal(v, o); err != nil {
+				return fmt.Errorf("journal: outbox: %w", err)
+			}
+			out = append(out, &stopgapv1.SequencedOutcome{Sequence: binary.BigEndian.Uint64(k), Outcome: o})
+		}
+		return nil
+	})
+	return epoch, out, err
+}
+
+// OutboxLen says how many outcomes wait.
+func (j *Journal) OutboxLen() int {
+	n := 0
+	_ = j.db.View(func(tx *bbolt.Tx) error {
+		n = tx.Bucket(bOutbox).Stats().KeyN
+		return nil
+	})
+	return n
+}
+
+// Acknowledged takes everything up to a mark out of the outbox. A mark of another epoch is ignored.
+func (j *Journal) Acknowledged(epoch string, sequence uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if epoch != j.epoch {
+		return nil
+	}
+	return j.db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bOutbox)
+		for k, _ := b.Cursor().First(); k != nil && binary.BigEndian.Uint64(k) <= sequence; k, _ = b.Cursor().First() {
+			if err := b.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// RollBack begins a new epoch: this journal is an older copy of itself (a restored snapshot), its numbers were used
+// already. Everything current is reported again.
+func (j *Journal) RollBack() error {
+	j.mu.Lock()
+	err := j.db.Update(j.newEpoch)
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return j.ReportAll()
+}
+
+// ReportAll puts every current outcome into the outbox again, in place of what waits there.
+func (j *Journal) ReportAll() error {
+	all, err := j.Outcomes()
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	err = j.db.Update(func(tx *bbolt.Tx) error {
+		if err := tx.DeleteBucket(bOutbox); err != nil {
+			return err
+		}
+		_, err := tx.CreateBucket(bOutbox)
+		return err
+	})
+	j.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s := Settlement{}
+	for _, o := range all {
+		s.Outcomes = append(s.Outcomes, o)
+	}
+	return j.Settle(s)
+}
+
+func dirKey(dir string) []byte { return []byte(strings.ToLower(strings.TrimRight(dir, `\/`))) }
+
+// Original implements host.Originals.
+func (j *Journal) Original(dir string) (data []byte, ok bool, err error) {
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		if v := tx.Bucket(bOriginals).Get(dirKey(dir)); v != nil {
+			data, ok = bytes.Clone(v), true
+		}
+		return nil
+	})
+	return data, ok, err
+}
+
+// PutOriginal implements host.Originals.
+func (j *Journal) PutOriginal(dir string, data []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.writePlain(nil, map[string][]byte{string(dirKey(dir)): data}); err != nil {
+		return err
+	}
+	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bOriginals).Put(dirKey(dir), data) })
+}
+
+// Frozen says whether the administrator froze the agent, and since when.
+func (j *Journal) Frozen() (bool, time.Time, error) {
+	var since time.Time
+	err := j.get(bSettings, "frozen", &since)
+	return !since.IsZero(), since, err
+}
+
+// SetFrozen freezes or thaws.
+func (j *Journal) SetFrozen(on bool, now time.Time) error {
+	if !on {
+		return j.del(bSettings, "frozen")
+	}
+	return j.put(bSettings, "frozen", now)
+}
+
+// Blocks gives the local blocks by mitigation id.
+func (j *Journal) Blocks() (map[string]Block, error) {
+	out := map[string]Block{}
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bBlocks).ForEach(func(k, v []byte) error {
+			var b Block
+			if err := json.Unmarshal(v, &b); err != nil {
+				return err
+			}
+			out[string(k)] = b
+			return nil
+		})
+	})
+	return out, err
+}
+
+// SetBlock blocks a mitigation.
+func (j *Journal) SetBlock(id string, b Block) error { return j.put(bBlocks, id, b) }
+
+// Unblock takes a block away and says whether there was one.
+func (j *Journal) Unblock(id string) (bool, error) {
+	blocks, err := j.Blocks()
+	if err != nil {
+		return false, err
+	}
+	if _, ok := blocks[id]; !ok {
+		return false, nil
+	}
+	return true, j.del(bBlocks, id)
+}
+
+// HeldPolicy is the policy as the policy room keeps it, opaque here.
+func (j *Journal) HeldPolicy(v any) error { return j.get(bPolicy, "held", v) }
+
+// PutPolicy replaces it.
+func (j *Journal) PutPolicy(v any) error { return j.put(bPolicy, "held", v) }
+
+// Assignment gives the last assignment; nil when there was none.
+func (j *Journal) Assignment() (*stopgapv1.Assignment, error) {
+	var raw []byte
+	if err := j.get(bPolicy, "assignment", &raw); err != nil || raw == nil {
+		return nil, err
+	}
+	a := &stopgapv1.Assignment{}
+	return a, proto.Unmarshal(raw, a)
+}
+
+// PutAssignment replaces it.
+func (j *Journal) PutAssignment(a *stopgapv1.Assignment) error {
+	raw, err := proto.Marshal(a)
+	if err != nil {
+		return err
+	}
+	return j.put(bPolicy, "assignment", raw)
+}
+
+// Repairs are the times of drift repairs of a mitigation, newest last.
+func (j *Journal) Repairs(id string) ([]time.Time, error) {
+	var ts []time.Time
+	return ts, j.get(bSettings, "repairs/"+id, &ts)
+}
+
+// PutRepairs replaces them.
+func (j *Journal) PutRepairs(id string, ts []time.Time) error {
+	return j.put(bSettings, "repairs/"+id, ts)
+}
+
+func (j *Journal) get(bucket []byte, key string, v any) error {
+	return j.db.View(func(tx *bbolt.Tx) error {
+		data := tx.Bucket(bucket).Get([]byte(key))
+		if data == nil {
+			return nil
+		}
+		if err := json.Unmarshal(data, v); err != nil {
+			return fmt.Errorf("journal: %s/%s: %w", bucket, key, err)
+		}
+		return nil
+	})
+}
+
+func (j *Journal) put(bucket []byte, key string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), data) })
+}
+
+func (j *Journal) del(bucket []byte, key string) error {
+	return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Delete([]byte(key)) })
+}

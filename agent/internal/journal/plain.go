@@ -1,0 +1,260 @@
+package journal
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/urlrewrite"
+)
+
+// Plain files beside the journal: the values from before each change, for an agent whose journal is damaged and for a
+// person whose agent will not start.
+const (
+	// PlainFile holds the changes in force as JSON, with the names of the files in PlainDir.
+	PlainFile = "originals.json"
+	// PlainDir holds each changed web.config as it was without us.
+	PlainDir = "originals"
+	// UndoFile tells a person how to undo everything by hand.
+	UndoFile = "UNDO.txt"
+)
+
+type plain struct {
+	Written   time.Time         `json:"written"`
+	Changes   []Change          `json:"changes"`
+	Originals map[string]string `json:"originals"` // directory -> file in PlainDir
+}
+
+// writePlain brings the plain files up to what the journal holds plus what is about to be written to it.
+func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) error {
+	p := plain{Written: time.Now().UTC(), Originals: map[string]string{}}
+	changes, err := j.Changes()
+	if err != nil {
+		return err
+	}
+	byRef := map[string]int{}
+	for _, c := range append(changes, plus...) {
+		if i, ok := byRef[c.Ref.String()]; ok {
+			p.Changes[i] = c
+			continue
+		}
+		byRef[c.Ref.String()] = len(p.Changes)
+		p.Changes = append(p.Changes, c)
+	}
+	originals := map[string][]byte{}
+	if err := j.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bOriginals).ForEach(func(k, v []byte) error {
+			originals[string(k)] = append([]byte(nil), v...)
+			return nil
+		})
+	}); err != nil {
+		return err
+	}
+	for d, data := range plusOriginals {
+		originals[d] = data
+	}
+	dir := filepath.Join(j.dir, PlainDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	wanted := map[string]bool{}
+	for d, data := range originals {
+		sum := sha256.Sum256(data)
+		name := hex.EncodeToString(sum[:8]) + "-web.config"
+		p.Originals[d], wanted[name] = name, true
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			continue
+		}
+		if err := writeFile(filepath.Join(dir, name), data); err != nil {
+			return err
+		}
+	}
+	data, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(j.dir, PlainFile), append(data, '\n')); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(j.dir, UndoFile), []byte(undoText(j.dir, p))); err != nil {
+		return err
+	}
+	// Copies nothing refers to any more.
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	for _, e := range entries {
+		if !wanted[e.Name()] && strings.HasSuffix(e.Name(), "-web.config") {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	return nil
+}
+
+// writeFile replaces a file atomically and flushed.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("journal: %s: %w", path, err)
+	}
+	return nil
+}
+
+// maxPlain bounds the plain file when it is read back.
+const maxPlain = 16 << 20
+
+// importPlain fills a new journal from the plain files of a lost one.
+func (j *Journal) importPlain() error {
+	st, err := os.Stat(filepath.Join(j.dir, PlainFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Size() > maxPlain {
+		return fmt.Errorf("%s: larger than %d bytes", PlainFile, maxPlain)
+	}
+	data, err := os.ReadFile(filepath.Join(j.dir, PlainFile))
+	if err != nil {
+		return err
+	}
+	var p plain
+	if err := json.Unmarshal(data, &p); err != nil {
+		return fmt.Errorf("%s: %w", PlainFile, err)
+	}
+	originals := map[string][]byte{}
+	for dir, name := range p.Originals {
+		b, err := os.ReadFile(filepath.Join(j.dir, PlainDir, filepath.Base(name)))
+		if err != nil {
+			return err
+		}
+		originals[dir] = b
+	}
+	for _, c := range p.Changes {
+		if _, err := c.Action(); err != nil {
+			return err
+		}
+	}
+	err = j.db.Update(func(tx *bbolt.Tx) error {
+		for d, b := range originals {
+			if err := tx.Bucket(bOriginals).Put([]byte(d), b); err != nil {
+				return err
+			}
+		}
+		for _, c := range p.Changes {
+			if c.Phase == Applied {
+				c.Phase = Intended // until it is read back
+			}
+			raw, err := json.Marshal(c)
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bChanges).Put(changeKey(c.Ref), raw); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && len(p.Changes) > 0 {
+		j.note("%d changes were taken over from %s", len(p.Changes), PlainFile)
+	}
+	return err
+}
+
+// undoText tells a person how to undo each change without the agent.
+func undoText(dir string, p plain) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Stopgap: what it changed on this server, and how to undo it by hand.\r\nWritten %s.\r\n\r\n", p.Written.Format(time.RFC3339))
+	if len(p.Changes) == 0 {
+		b.WriteString("Nothing is changed now.\r\n")
+		return b.String()
+	}
+	b.WriteString("With the agent's program still there, one command undoes all of it:\r\n\r\n    stopgap-agent panic-revert\r\n\r\n" +
+		"Otherwise paste the commands below into an elevated PowerShell, the last change first.\r\n" +
+		"A running agent puts back what is undone by hand: stop the service StopgapAgent first.\r\n")
+	for i := len(p.Changes) - 1; i >= 0; i-- {
+		c := p.Changes[i]
+		fmt.Fprintf(&b, "\r\n== %s (%s since %s, Exchange build %s)\r\n", c.Ref, c.Phase, c.Since.Format(time.RFC3339), c.Build)
+		a, err := c.Action()
+		if err != nil {
+			fmt.Fprintf(&b, "   %v\r\n", err)
+			continue
+		}
+		undoAction(&b, dir, p, c, a)
+	}
+	return b.String()
+}
+
+func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.Action) {
+	switch k := a.GetKind().(type) {
+	case *stopgapv1.Action_UrlRewrite:
+		for _, d := range c.Prior.Files {
+			file := strings.TrimRight(d, `\/`) + `\web.config`
+			fmt.Fprintf(b, "   file %s\r\n", file)
+			for _, part := range []struct{ section, xml string }{{"rules", k.UrlRewrite.GetInbound()}, {"outboundRules", k.UrlRewrite.GetOutbound()}} {
+				if part.xml == "" {
+					continue
+				}
+				_, names, err := urlrewrite.ParseFragment([]byte(part.xml), part.section == "outboundRules")
+				if err != nil {
+					continue
+				}
+				for _, n := range names {
+					fmt.Fprintf(b, "   delete the <rule name=%q> in <%s> with an editor\r\n", n, part.section)
+				}
+			}
+			if name, ok := p.Originals[string(dirKey(d))]; ok {
+				fmt.Fprintf(b, "   or, if nobody else changed the file since:\r\n     Copy-Item -LiteralPath '%s' -Destination '%s'\r\n",
+					filepath.Join(dir, PlainDir, name), file)
+			}
+		}
+	case *stopgapv1.Action_Service:
+		if s := c.Prior.Service; s != nil && s.Present {
+			start := map[string]string{"AUTOMATIC": "auto", "MANUAL": "demand", "DISABLED": "disabled"}[s.StartType]
+			if s.Delayed {
+				start = "delayed-auto"
+			}
+			fmt.Fprintf(b, "   sc.exe config %s start= %s\r\n", k.Service.GetName(), start)
+			if s.State == "RUNNING" {
+				fmt.Fprintf(b, "   sc.exe start %s\r\n", k.Service.GetName())
+			}
+		}
+	case *stopgapv1.Action_AppPool:
+		if s := c.Prior.Pool; s != nil && s.Present {
+			auto := "true"
+			if s.AutoStart != nil && !*s.AutoStart {
+				auto = "false"
+			}
+			fmt.Fprintf(b, "   & $env:windir\\system32\\inetsrv\\appcmd.exe set apppool /apppool.name:\"%s\" /autoStart:%s\r\n", k.AppPool.GetName(), auto)
+			if s.State == "STARTED" {
+				fmt.Fprintf(b, "   & $env:windir\\system32\\inetsrv\\appcmd.exe start apppool /apppool.name:\"%s\"\r\n", k.AppPool.GetName())
+			}
+		}
+	}
+}

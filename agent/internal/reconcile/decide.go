@@ -1,0 +1,327 @@
+package reconcile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
+	"github.com/stopgap-em/stopgap/agent/internal/policy"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/exchange"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
+)
+
+// Want is what should become of a mitigation.
+type Want int
+
+// The wants.
+const (
+	// Leave: touch nothing, whatever is there.
+	Leave Want = iota
+	// Apply: the decided revision should be in force.
+	Apply
+	// Remove: nothing of it should be.
+	Remove
+)
+
+// Decision is what should be for one mitigation, and why.
+type Decision struct {
+	ID       string
+	Revision uint32
+	Want     Want
+	// State, Code and Reason are reported unless doing what is wanted shows something else. An Apply that succeeds
+	// reports APPLIED.
+	State  stopgapv1.OutcomeState
+	Code   string
+	Reason string
+	// Doc is the document to apply; nil unless Want is Apply.
+	Doc *mitigation.Document
+	// SHA256 of the document the decision speaks of; nil when there is none.
+	SHA256 []byte
+	// Alarm is a standing warning to raise with it; "" for none.
+	Alarm string
+}
+
+// View is everything a decision rests on.
+type View struct {
+	Facts      *stopgapv1.Facts
+	Policy     *policy.Policy
+	Assignment *stopgapv1.Assignment
+	Blocks     map[string]journal.Block
+	Frozen     bool
+	// InForce are the revisions of which changes are recorded, by mitigation.
+	InForce map[string][]uint32
+	// Known are the mitigations reported on before.
+	Known map[string]*stopgapv1.Outcome
+}
+
+// Decide says what should be, for every mitigation that is in policy, in force, or was reported on. It is pure.
+func Decide(v View) []Decision {
+	ids := map[string]bool{}
+	for id := range v.Policy.Revisions {
+		ids[id] = true
+	}
+	for id := range v.InForce {
+		ids[id] = true
+	}
+	for id := range v.Known {
+		ids[id] = true
+	}
+	var out []Decision
+	for id := range ids {
+		d := v.decide(id)
+		d.ID = id
+		out = append(out, d)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
+	return out
+}
+
+func newest(revs []uint32) uint32 {
+	var n uint32
+	for _, r := range revs {
+		n = max(n, r)
+	}
+	return n
+}
+
+func (v View) decide(id string) Decision {
+	inForce := newest(v.InForce[id])
+	ref := ""
+	if inForce > 0 {
+		ref = mitigation.Ref(id, inForce)
+	}
+	d := Decision{Revision: inForce, Want: Leave}
+	if known := v.Known[id]; d.Revision == 0 && known != nil {
+		d.Revision = known.GetRevision()
+	}
+	revs := v.Policy.Revisions[id]
+	item := v.item(id)
+	if item != nil {
+		d.Revision = item.GetRevision()
+	} else if inForce == 0 {
+		for r := range revs {
+			d.Revision = max(d.Revision, r)
+		}
+	}
+	if r := revs[d.Revision]; r != nil {
+		d.SHA256 = r.SHA256[:]
+	}
+
+	// 1. The administrator, then the server itself.
+	if v.Frozen {
+		if inForce > 0 {
+			d.Revision = inForce
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED, "frozen", "the server's administrator froze the agent; %s stays in place and is not watched", ref)
+		}
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED, "frozen", "the server's administrator froze the agent; nothing is applied")
+	}
+	if v.Facts.GetServicing() {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "servicing", "Exchange is being installed or updated; nothing is touched until that is over")
+	}
+	if b, ok := v.Blocks[id]; ok {
+		return v.blocked(d, b, ref)
+	}
+
+	// 2. Policy.
+	if v.Policy.Version == 0 {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "no-policy", "no policy is held; nothing is applied and nothing removed")
+	}
+	if len(revs) == 0 {
+		if inForce > 0 {
+			d.Want = Remove
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "withdrawn", "withdrawn from policy; %s was taken off", ref)
+		}
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "withdrawn", "not in policy any more")
+	}
+
+	// 3. Release. Absence from the assignment never reverts; a revision that policy dropped does.
+	if item == nil {
+		if inForce == 0 {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "not-released", "in policy, not released to this server")
+		}
+		if revs[inForce] == nil {
+			d.Want = Remove
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "withdrawn", "%s was withdrawn from policy and taken off; no other revision is released", ref)
+		}
+		d.Revision = inForce
+		d.SHA256 = revs[inForce].SHA256[:]
+	}
+	return v.applicable(d, revs[d.Revision], item, inForce, ref)
+}
+
+// say is the decision with a state and its reason.
+func (d Decision) say(st stopgapv1.OutcomeState, code, format string, args ...any) Decision {
+	d.State, d.Code, d.Reason = st, code, fmt.Sprintf(format, args...)
+	return d
+}
+
+func (v View) blocked(d Decision, b journal.Block, ref string) Decision {
+	why := "blocked by the server's administrator since " + b.Since.UTC().Format(time.RFC3339)
+	if b.Reason != "" {
+		why += ": " + b.Reason
+	}
+	if ref == "" {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED, "blocked", "%s", why)
+	}
+	if b.Keep {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED, "blocked-kept", "%s; %s was left in place at their wish", why, ref)
+	}
+	out := d.say(stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED, "blocked", "%s", why)
+	out.Want = Remove
+	return out
+}
+
+// item is the assignment's entry, if it can be used: its revision is in policy with the hash that was released.
+func (v View) item(id string) *stopgapv1.AssignmentItem {
+	for _, it := range v.Assignment.GetItems() {
+		if it.GetMitigation() != id {
+			continue
+		}
+		r := v.Policy.Revisions[id][it.GetRevision()]
+		if r != nil && bytes.Equal(r.SHA256[:], it.GetSha256()) {
+			return it
+		}
+	}
+	return nil
+}
+
+// applicable decides by document, facts and fixed builds. inForce is not 0 when a revision is in place: then protection
+// is only taken off when removeWhen is met.
+func (v View) applicable(d Decision, r *policy.Revision, item *stopgapv1.AssignmentItem, inForce uint32, ref string) Decision {
+	if r.Document == nil {
+		msg, _, _ := strings.Cut(r.Err.Error(), "\n")
+		stays := ""
+		if inForce > 0 {
+			stays = "; " + ref + " stays in place"
+		}
+		if mitigation.IsNewer(r.Err) {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "needs-newer-agent", "this agent (%s) can't read %s, update it: %s%s",
+				shared.Version, mitigation.Ref(d.ID, d.Revision), msg, stays)
+		}
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "unreadable", "the document can't be used: %s%s", msg, stays)
+	}
+	doc := r.Document
+	if want := doc.GetAppliesTo().GetRequires().GetAgent(); want != "" {
+		if c, err := exchange.CompareVersions(shared.Version, want); err != nil || c < 0 {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "prerequisite-missing", "needs agent >= %s, this is %s", want, shared.Version)
+		}
+	}
+	if !hasRole(doc, v.Facts) && inForce == 0 {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "role", "for %s; this server is %s",
+			roleNames(doc.GetAppliesTo().GetRoles()), roleNames(v.Facts.GetRoles()))
+	}
+	build, err := exchange.ParseBuild(v.Facts.GetExchangeBuild())
+	if err != nil {
+		if len(doc.GetCves()) > 0 || len(doc.GetAppliesTo().GetExchange()) > 0 {
+			if inForce == 0 {
+				return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "unknown-build", "the Exchange build of this server can't be read (%v)", err)
+			}
+			d.Alarm = "unknown-build"
+		}
+	} else {
+		if !inRange(doc, build) && inForce == 0 {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "version", "not for Exchange build %s", build)
+		}
+		if out, final := v.fixed(d, doc, build, item, inForce, ref); final {
+			return out
+		} else if out.Alarm != "" {
+			d.Alarm = out.Alarm
+		}
+	}
+	if want := doc.GetAppliesTo().GetRequires().GetUrlRewrite(); want != "" && inForce == 0 {
+		have := v.Facts.GetUrlRewrite()
+		if have == "" {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "prerequisite-missing", "needs the IIS URL Rewrite module >= %s, which is not installed: install it, the agent will see it", want)
+		}
+		if c, err := exchange.CompareVersions(have, want); err != nil || c < 0 {
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "prerequisite-missing", "needs the IIS URL Rewrite module >= %s, installed is %s", want, have)
+		}
+	}
+	d.Want, d.Doc = Apply, doc
+	return d
+}
+
+// fixed decides by the fixed-builds table; final says that the decision is made.
+func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item *stopgapv1.AssignmentItem, inForce uint32, ref string) (Decision, bool) {
+	switch v.Policy.Fixed.StateAll(doc.GetCves(), b) {
+	case exchange.Unfixed:
+		return d, false
+	case exchange.UnknownBuild:
+		d.Alarm = "unknown-build"
+		if inForce > 0 {
+			return d, false
+		}
+		out := d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "unknown-build",
+			"unknown build: %s is of a newer cumulative update than the fixed-builds table knows; publish a newer table", b)
+		out.Alarm = "unknown-build"
+		return out, true
+	case exchange.Fixed:
+	}
+	var what string
+	switch mitigation.RemoveWhen(doc.Mitigation) {
+	case stopgapv1.RemoveWhen_REMOVE_WHEN_SERVER_FIXED:
+		what = fmt.Sprintf("build %s is fixed", b)
+	case stopgapv1.RemoveWhen_REMOVE_WHEN_ORGANISATION_FIXED:
+		if !item.GetOrganisationFixed() {
+			return d, false // it may still serve an unpatched neighbour
+		}
+		what = fmt.Sprintf("build %s is fixed, and so is every known Mailbox server of the organisation", b)
+	case stopgapv1.RemoveWhen_REMOVE_WHEN_UNSPECIFIED, stopgapv1.RemoveWhen_REMOVE_WHEN_NEVER:
+		return d, false
+	}
+	if inForce > 0 {
+		d.Want = Remove
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "fixed", "%s; %s was taken off", what, ref), true
+	}
+	return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "fixed", "%s", what), true
+}
+
+func hasRole(doc *mitigation.Document, f *stopgapv1.Facts) bool {
+	for _, want := range doc.GetAppliesTo().GetRoles() {
+		for _, have := range f.GetRoles() {
+			if want == have {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func roleNames(rs []stopgapv1.Role) string {
+	if len(rs) == 0 {
+		return "of unknown role"
+	}
+	names := make([]string, len(rs))
+	for i, r := range rs {
+		n := strings.TrimPrefix(r.String(), "ROLE_")
+		names[i] = n[:1] + strings.ToLower(n[1:])
+	}
+	return strings.Join(names, ", ")
+}
+
+func inRange(doc *mitigation.Document, b exchange.Build) bool {
+	rs := doc.GetAppliesTo().GetExchange()
+	if len(rs) == 0 {
+		return true
+	}
+	for _, r := range rs {
+		if r.GetProduct() != b.Product() {
+			continue
+		}
+		from, errFrom := exchange.ParseBuild(r.GetFrom())
+		to, errTo := exchange.ParseBuild(r.GetTo())
+		if (r.GetFrom() == "" || errFrom == nil && b.Compare(from) >= 0) && (r.GetTo() == "" || errTo == nil && b.Compare(to) <= 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// errFrozen is returned to a caller that wants something done while the agent is frozen.
+var errFrozen = errors.New("the agent is frozen (stopgap-agent disable); nothing was touched")

@@ -1,0 +1,154 @@
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+)
+
+func dirKey(dir string) string { return strings.ToLower(strings.TrimRight(dir, `\/`)) }
+
+const (
+	maxReason   = 1 << 10
+	maxEvidence = 32
+)
+
+// outcome is what is to be reported about a work; nil when it is what was reported last.
+func (p *pass) outcome(w *work) *stopgapv1.Outcome {
+	if w.waiting {
+		return nil
+	}
+	old := p.known[w.ID]
+	o := &stopgapv1.Outcome{
+		Mitigation: w.ID, Revision: w.Revision, State: w.State, Code: w.Code, Reason: w.Reason,
+		ObservedAt: timestamppb.New(p.now), DocumentSha256: w.SHA256, DriftRepairs: old.GetDriftRepairs(), Evidence: w.evidence,
+	}
+	delete(p.r.retry, w.ID)
+	switch {
+	case w.failed != nil:
+		p.failure(w, o)
+	case w.Want == Apply:
+		o.State, o.Proof = stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED, stopgapv1.Proof_PROOF_CONFIGURATION_ONLY
+		o.Code, o.Reason = appliedCode(w, old)
+		if len(w.drift) > 0 {
+			o.DriftRepairs++
+			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
+		}
+		if len(o.Evidence) == 0 {
+			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
+		}
+	case w.Want == Leave && stays(old, w):
+		return nil
+	}
+	o.Reason = cut(o.Reason, maxReason)
+	if len(o.Evidence) > maxEvidence {
+		o.Evidence = o.Evidence[:maxEvidence]
+	}
+	if same(old, o) {
+		return nil
+	}
+	return o
+}
+
+func appliedCode(w *work, old *stopgapv1.Outcome) (code, reason string) {
+	switch {
+	case len(w.apply) > 0 && w.absent == len(w.apply):
+		return "not-present", "nothing to stop: " + w.apply[0].now.Detail
+	case w.foreign:
+		return "found", "found in place, put there by somebody else; it is not ours to take off"
+	case !w.touched && old.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && old.GetRevision() == w.Revision:
+		return old.GetCode(), old.GetReason() // a repaired drift stays told
+	case len(w.revert) > 0 && len(w.apply) > 0:
+		return "swapped", fmt.Sprintf("replaced %s@%d in one step", w.ID, w.revert[0].ref.Revision)
+	}
+	return "applied", "applied and read back"
+}
+
+// stays: a removal stays told as such when nothing has changed since but that the mitigation is not wanted any more.
+func stays(old *stopgapv1.Outcome, w *work) bool {
+	if old == nil || old.GetState() != stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED {
+		return false
+	}
+	return w.State == stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE && w.Code == old.GetCode()
+}
+
+// failure turns an error into an outcome and says when it is tried again.
+func (p *pass) failure(w *work, o *stopgapv1.Outcome) {
+	o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "failed"
+	if w.Want == Remove {
+		o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, "revert-failed"
+	}
+	o.Reason, o.Proof = w.failed.Error(), stopgapv1.Proof_PROOF_UNSPECIFIED
+	var he *host.Error
+	wait := retryFirst
+	if errors.As(w.failed, &he) {
+		o.Code = he.Code
+		if he.Conflict {
+			o.State, wait = stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT, fightRetry
+		}
+	}
+	if !w.touched {
+		return // nothing was written: any event may try again
+	}
+	b := p.r.retry[w.ID]
+	b.failures++
+	if wait == retryFirst {
+		wait = min(retryFirst<<min(b.failures-1, 10), retryMax)
+	}
+	b.next = p.now.Add(wait)
+	p.r.retry[w.ID] = b
+}
+
+// same says whether two outcomes tell the same; hashes of files change with every other mitigation in them.
+func same(a, b *stopgapv1.Outcome) bool {
+	return a != nil && a.GetState() == b.GetState() && a.GetRevision() == b.GetRevision() && a.GetCode() == b.GetCode() &&
+		a.GetReason() == b.GetReason() && a.GetDriftRepairs() == b.GetDriftRepairs() && a.GetProof() == b.GetProof() &&
+		string(a.GetDocumentSha256()) == string(b.GetDocumentSha256())
+}
+
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n-3] + "..."
+}
+
+func (p *pass) log(o *stopgapv1.Outcome) {
+	l := p.r.cfg.Logger.Info
+	switch o.GetState() {
+	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT:
+		l = p.r.cfg.Logger.Error
+	}
+	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"),
+		"code", o.GetCode(), "reason", o.GetReason())
+}
+
+// The health manager is held as changes of its own, under a name no mitigation can have.
+const healthManager = "+health-manager"
+
+func (p *pass) healthManagerRecords() []journal.Change {
+	var out []journal.Change
+	for _, c := range p.changes {
+		if c.Ref.Mitigation == healthManager {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// stopping says whether a change stops something that the health manager would start again.
+func stopping(c journal.Change) bool {
+	a, err := c.Action()
+	return err == nil && c.Ref.Mitigation != healthManager && a.GetUrlRewrite() == nil
+}
+
+func healthManagerAction(name string) *stopgapv1.Action {
+	return &stopgapv1.Action{Id: name, Kind: &stopgapv1.Action_Service{Service: &stopgapv1.ServiceAction{
+		Name: name, StartType: host.StartDisabled, State: host.Stopped}}}
+}
