@@ -29,6 +29,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		Mitigation: w.ID, Revision: w.Revision, State: w.State, Code: w.Code, Reason: w.Reason,
 		ObservedAt: timestamppb.New(p.now), DocumentSha256: w.SHA256, DriftRepairs: old.GetDriftRepairs(), Evidence: w.evidence,
 	}
+	w.before = p.r.retry[w.ID]
 	delete(p.r.retry, w.ID)
 	switch {
 	case w.failed != nil:
@@ -96,7 +97,10 @@ func (p *pass) failure(w *work, o *stopgapv1.Outcome) {
 	if !w.touched {
 		return // nothing was written: any event may try again
 	}
-	b := p.r.retry[w.ID]
+	b := w.before
+	if b.want != w.Want || b.revision != w.Revision {
+		b = backoffState{want: w.Want, revision: w.Revision}
+	}
 	b.failures++
 	if wait == retryFirst {
 		wait = min(retryFirst<<min(b.failures-1, 10), retryMax)

@@ -85,6 +85,9 @@ type Reconciler struct {
 type backoffState struct {
 	failures int
 	next     time.Time
+	// A decision other than the one that failed does not wait.
+	want     Want
+	revision uint32
 }
 
 // New makes a reconciler.
@@ -214,6 +217,7 @@ type work struct {
 	absent   int  // actions whose service or pool does not exist
 	touched  bool // something was journaled to be done
 	waiting  bool // failed before and not yet due
+	before   backoffState
 }
 
 // step is one action of a work.
@@ -248,7 +252,7 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 		if d.Alarm != "" {
 			p.alarms[d.Alarm] = fmt.Sprintf("build %s is of a newer cumulative update than the fixed-builds table knows", p.facts.GetExchangeBuild())
 		}
-		if b, ok := r.retry[d.ID]; ok && p.now.Before(b.next) && d.Want != Leave {
+		if b, ok := r.retry[d.ID]; ok && p.now.Before(b.next) && d.Want == b.want && d.Revision == b.revision {
 			w.Want, w.waiting = Leave, true
 			continue
 		}

@@ -1,0 +1,406 @@
+// Package agent is the agent on an Exchange server: New(Config), Run(ctx). It puts the rooms together and holds no logic of
+// its own beyond what passes between them.
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/host/lab"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
+	"github.com/stopgap-em/stopgap/agent/internal/localapi"
+	"github.com/stopgap-em/stopgap/agent/internal/policy"
+	"github.com/stopgap-em/stopgap/agent/internal/reconcile"
+	"github.com/stopgap-em/stopgap/agent/internal/uplink"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/task"
+	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/trust"
+)
+
+// Config of an agent.
+type Config struct {
+	// StateDir holds the journal, the plain copies of original values, UNDO.txt, and the local API's socket.
+	StateDir string
+	// Host is the server to look after: "lab:DIR" for a lab server. ("windows" comes with the Windows agent.)
+	Host string
+	// Controller is its address, host:port.
+	Controller string
+	// ServerName is the name in the controller's certificate, when it is not that of the address.
+	ServerName string
+	// Credentials is the directory of ca.pem, cert.pem and key.pem; default StateDir/credentials.
+	Credentials string
+	// Name is a label for people; default the host name from the server's facts.
+	Name string
+	// PullInterval while no stream stands; default 1 hour.
+	PullInterval time.Duration
+	// RetryMin and RetryMax bound the wait before connecting again; defaults 2 s and 2 min.
+	RetryMin, RetryMax time.Duration
+	// ReconcileInterval between passes without an event; default 1 minute.
+	ReconcileInterval time.Duration
+	// Dialer replaces the network; nil: TCP. For a proxy, or a network in a test.
+	Dialer func(ctx context.Context, addr string) (net.Conn, error)
+	Logger hclog.Logger
+}
+
+// Agent looks after one server.
+type Agent struct {
+	cfg       Config
+	id        string
+	instance  string
+	journal   *journal.Journal
+	driver    host.Driver
+	reconcile *reconcile.Reconciler
+	uplink    *uplink.Uplink
+	policy    atomic.Pointer[policy.Policy]
+	log       hclog.Logger
+
+	mu    sync.Mutex
+	held  policy.Held
+	notes map[string]*stopgapv1.Health // raised here, not by the reconciler
+}
+
+// ErrWindowsHost is returned for Host "windows" on a build that has no such driver.
+var ErrWindowsHost = errors.New("agent: host \"windows\" is not in this version; use lab:DIR")
+
+// OpenHost opens a host driver by Config.Host.
+func OpenHost(spec string) (host.Driver, error) {
+	if dir, ok := strings.CutPrefix(spec, "lab:"); ok {
+		return lab.Open(dir)
+	}
+	if spec == "windows" {
+		return nil, ErrWindowsHost
+	}
+	return nil, fmt.Errorf("agent: host %q is not known; want lab:DIR", spec)
+}
+
+// New opens the journal and makes an agent. Nothing runs before Run; Close releases the journal if Run is never called.
+func New(cfg Config) (*Agent, error) {
+	if cfg.StateDir == "" || cfg.Controller == "" || cfg.Logger == nil {
+		return nil, errors.New("agent: state directory, controller address and logger are needed")
+	}
+	if cfg.Credentials == "" {
+		cfg.Credentials = filepath.Join(cfg.StateDir, "credentials")
+	}
+	creds, err := trust.LoadCredentials(cfg.Credentials)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w (`stopgap-controller agent-cert` issues them)", err)
+	}
+	if creds.Identity.Kind != trust.KindAgent {
+		return nil, fmt.Errorf("agent: the certificate in %s is for an %s", cfg.Credentials, creds.Identity.Kind)
+	}
+	a := &Agent{cfg: cfg, id: creds.Identity.ID, log: cfg.Logger, notes: map[string]*stopgapv1.Health{}}
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, err
+	}
+	a.instance = hex.EncodeToString(b[:])
+	if a.driver, err = OpenHost(cfg.Host); err != nil {
+		return nil, err
+	}
+	if a.journal, err = journal.Open(cfg.StateDir, cfg.Logger.Named("journal")); err != nil {
+		return nil, err
+	}
+	if err := a.build(creds); err != nil {
+		_ = a.journal.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Agent) build(creds *trust.Credentials) error {
+	for _, n := range a.journal.Notes() {
+		a.raise("journal-damaged", n)
+	}
+	if err := a.journal.HeldPolicy(&a.held); err != nil {
+		return err
+	}
+	a.policy.Store(policy.Parse(a.held))
+	var err error
+	a.reconcile, err = reconcile.New(reconcile.Config{
+		Driver: a.driver, Journal: a.journal, Policy: a.policy.Load, Interval: a.cfg.ReconcileInterval,
+		Reported:     func() { a.uplink.Wake() },
+		FactsChanged: func(*stopgapv1.Facts) { a.uplink.Wake() },
+		Logger:       a.log.Named("reconcile"),
+	})
+	if err != nil {
+		return err
+	}
+	opts := transport.DialOptions(trust.ClientTLS(creds, a.cfg.ServerName))
+	if a.cfg.Dialer != nil {
+		opts = append(opts, grpc.WithContextDialer(a.cfg.Dialer))
+	}
+	a.uplink, err = uplink.New(uplink.Config{
+		Addr: a.cfg.Controller, DialOptions: opts, Handler: (*handler)(a), PullInterval: a.cfg.PullInterval,
+		RetryMin: a.cfg.RetryMin, RetryMax: a.cfg.RetryMax, Logger: a.log.Named("uplink"),
+	})
+	return err
+}
+
+// ID is the agent's id: the fingerprint of its key.
+func (a *Agent) ID() string { return a.id }
+
+// Close releases the journal of an agent that does not run.
+func (a *Agent) Close() error { return a.journal.Close() }
+
+// Run looks after the server until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	defer func() { _ = a.journal.Close() }()
+	// The first pass reads the server, so that Hello carries facts and what a crash left half done is finished first.
+	if err := a.reconcile.Pass(ctx); err != nil {
+		a.log.Error("the first look at the server failed; trying again", "error", err)
+	}
+	ln, err := localapi.Listen(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	a.log.Info("running", "agent", a.id, "host", a.cfg.Host, "version", shared.Version)
+	return task.Run(ctx,
+		a.reconcile.Run,
+		a.uplink.Run,
+		func(ctx context.Context) error {
+			return localapi.Serve(ctx, ln, (*local)(a), a.log.Named("localapi"))
+		},
+	)
+}
+
+// raise adds a standing warning.
+func (a *Agent) raise(code, text string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.notes[code] == nil {
+		a.notes[code] = &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()}
+	}
+}
+
+// maxHealth bounds the warnings in a message.
+const maxHealth = 32
+
+func (a *Agent) health() []*stopgapv1.Health {
+	a.mu.Lock()
+	var out []*stopgapv1.Health
+	for _, h := range a.notes {
+		out = append(out, h)
+	}
+	a.mu.Unlock()
+	out = append(out, a.reconcile.Health()...)
+	return out[:min(len(out), maxHealth)]
+}
+
+// handler is the agent as its uplink sees it.
+type handler Agent
+
+var _ uplink.Handler = (*handler)(nil)
+
+func (h *handler) a() *Agent { return (*Agent)(h) }
+
+// Hello implements uplink.Handler.
+func (h *handler) Hello() *stopgapv1.Hello {
+	epoch, seq := h.journal.Mark()
+	h.mu.Lock()
+	held := h.held
+	h.mu.Unlock()
+	facts := h.reconcile.Facts()
+	name := h.cfg.Name
+	if name == "" {
+		name = facts.GetHost()
+	}
+	return &stopgapv1.Hello{
+		AgentId: h.id, InstanceId: h.instance, AgentVersion: shared.Version, Name: name, Facts: facts,
+		PolicyVersion: held.Version, AttemptedVersion: held.Attempted, AttemptedError: held.AttemptedError,
+		JournalEpoch: epoch, JournalSequence: seq, Health: h.a().health(),
+	}
+}
+
+// clockSkew is from which difference of the clocks on it is worth a warning.
+const clockSkew = 5 * time.Minute
+
+// Welcome implements uplink.Handler: what the controller has of us may be more than we know (this journal is an older copy
+// of itself) or less (the controller is).
+func (h *handler) Welcome(w *stopgapv1.Welcome) error {
+	if t := w.GetServerTime(); t != nil {
+		if d := time.Since(t.AsTime()); d.Abs() > clockSkew {
+			h.a().raise("clock-skew", fmt.Sprintf("this server's clock differs from the controller's by %s", d.Round(time.Second)))
+		}
+	}
+	epoch, last := h.journal.Mark()
+	ack := w.GetAcknowledged()
+	if ack.GetEpoch() == epoch && ack.GetSequence() > last {
+		h.a().raise("journal-rolled-back", "the journal is an older copy of itself (a restored snapshot?); the server was read again and everything reported anew")
+		if err := h.journal.RollBack(); err != nil {
+			return err
+		}
+		h.reconcile.Kick()
+		return nil
+	}
+	acked := uint64(0)
+	if ack.GetEpoch() == epoch {
+		acked = ack.GetSequence()
+	}
+	_, pending, err := h.journal.Pending(0, 1)
+	if err != nil {
+		return err
+	}
+	oldest := last + 1
+	if len(pending) > 0 {
+		oldest = pending[0].GetSequence()
+	}
+	if acked+1 < oldest {
+		h.log.Warn("the controller knows less than it acknowledged (restored from a backup?); reporting everything again", "acknowledged", acked, "reported", oldest-1)
+		return h.journal.ReportAll()
+	}
+	return nil
+}
+
+// Policy implements uplink.Handler.
+func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNack) {
+	h.mu.Lock()
+	held := h.held
+	h.mu.Unlock()
+	u, err := policy.Decode(data)
+	next := held
+	if err == nil {
+		next, err = policy.Accept(held, u, time.Now().UTC())
+	}
+	if errors.Is(err, policy.ErrUnchanged) {
+		return &stopgapv1.PolicyAck{Version: held.Version}, nil
+	}
+	if err == nil {
+		// Parsed before it is kept: reading it must not be what breaks the next start.
+		parsed := policy.Parse(next)
+		if err = h.journal.PutPolicy(next); err == nil {
+			h.policy.Store(parsed)
+			h.mu.Lock()
+			h.held = next
+			h.mu.Unlock()
+			h.log.Info("policy accepted", "version", next.Version, "documents", len(next.Targets))
+			h.reconcile.Kick()
+			return &stopgapv1.PolicyAck{Version: next.Version}, nil
+		}
+	}
+	var ref *policy.Refusal
+	permanent := errors.As(err, &ref) && ref.Permanent
+	h.log.Error("policy refused; what is held stays", "version", u.GetVersion(), "held", held.Version, "error", err)
+	why := cut(err.Error(), 1<<10)
+	if permanent {
+		held.Attempted, held.AttemptedError = u.GetVersion(), why
+		h.mu.Lock()
+		h.held = held
+		h.mu.Unlock()
+		if perr := h.journal.PutPolicy(held); perr != nil {
+			h.log.Error("the refusal could not be kept", "error", perr)
+		}
+	}
+	return nil, &stopgapv1.PolicyNack{Version: u.GetVersion(), HeldVersion: held.Version, Error: why, Permanent: permanent}
+}
+
+func cut(s string, n int) string {
+	return s[:min(len(s), n)]
+}
+
+// Assignment implements uplink.Handler.
+func (h *handler) Assignment(data []byte) {
+	next := &stopgapv1.Assignment{}
+	if err := proto.Unmarshal(data, next); err != nil {
+		h.log.Error("assignment can't be decoded", "error", err)
+		return
+	}
+	old, err := h.journal.Assignment()
+	if err != nil {
+		h.log.Error("assignment", "error", err)
+		return
+	}
+	if old.GetControllerEpoch() == next.GetControllerEpoch() && next.GetGeneration() <= old.GetGeneration() && old != nil {
+		return
+	}
+	if len(next.GetItems()) > transport.MaxTargets {
+		h.log.Error("assignment refused", "items", len(next.GetItems()), "limit", transport.MaxTargets)
+		return
+	}
+	if err := h.journal.PutAssignment(next); err != nil {
+		h.log.Error("assignment can't be kept", "error", err)
+		return
+	}
+	h.reconcile.Kick()
+}
+
+// Acknowledged implements uplink.Handler.
+func (h *handler) Acknowledged(ack *stopgapv1.OutcomeAck) {
+	if err := h.journal.Acknowledged(ack.GetEpoch(), ack.GetSequence()); err != nil {
+		h.log.Error("acknowledgement can't be kept; the outcomes are sent again", "error", err)
+	}
+}
+
+// Command implements uplink.Handler.
+func (h *handler) Command(k stopgapv1.CommandKind) {
+	switch k {
+	case stopgapv1.CommandKind_COMMAND_KIND_RECHECK:
+		h.reconcile.Kick()
+	case stopgapv1.CommandKind_COMMAND_KIND_SEND_EVERYTHING:
+		if err := h.journal.ReportAll(); err != nil {
+			h.log.Error("reporting everything again failed", "error", err)
+		}
+		h.uplink.Wake()
+	case stopgapv1.CommandKind_COMMAND_KIND_UNSPECIFIED:
+	default:
+		h.log.Warn("a command of a newer controller", "kind", int(k))
+	}
+}
+
+// Pending implements uplink.Handler.
+func (h *handler) Pending(after uint64, n int) (*stopgapv1.OutcomeBatch, error) {
+	epoch, out, err := h.journal.Pending(after, n)
+	return &stopgapv1.OutcomeBatch{Epoch: epoch, Outcomes: out}, err
+}
+
+// Facts implements uplink.Handler.
+func (h *handler) Facts() *stopgapv1.Facts { return h.reconcile.Facts() }
+
+// Heartbeat implements uplink.Handler.
+func (h *handler) Heartbeat() *stopgapv1.Heartbeat {
+	h.mu.Lock()
+	v := h.held.Version
+	h.mu.Unlock()
+	return &stopgapv1.Heartbeat{Health: h.a().health(), PolicyVersion: v}
+}
+
+// PanicRevert takes off everything the journal knows of, with service and controller down, and freezes the agent so that
+// its next start puts nothing back. It needs no credentials.
+func PanicRevert(ctx context.Context, stateDir, hostSpec string, log hclog.Logger) ([]string, error) {
+	if _, err := os.Stat(stateDir); err != nil {
+		return nil, fmt.Errorf("agent: state directory: %w", err)
+	}
+	d, err := OpenHost(hostSpec)
+	if err != nil {
+		return nil, err
+	}
+	j, err := journal.Open(stateDir, log)
+	if err != nil {
+		if errors.Is(err, journal.ErrLocked) {
+			return nil, fmt.Errorf("%w: stop the agent first, or use `stopgap-agent block ID` while it runs", err)
+		}
+		return nil, err
+	}
+	defer func() { _ = j.Close() }()
+	if err := j.SetFrozen(true, time.Now().UTC()); err != nil {
+		return nil, err
+	}
+	return reconcile.PanicRevert(ctx, d, j)
+}

@@ -1,0 +1,285 @@
+// Package cli is the commands of stopgap-agent.
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/stopgap-em/stopgap/agent"
+	"github.com/stopgap-em/stopgap/agent/internal/localapi"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/logging"
+)
+
+// Main runs stopgap-agent.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	return clirun.Main(ctx, root(stderr), args, stdout, stderr)
+}
+
+func defaultState() string {
+	if runtime.GOOS == "windows" {
+		return filepath.Join(os.Getenv("ProgramData"), "Stopgap")
+	}
+	return "/var/lib/stopgap-agent"
+}
+
+type options struct {
+	state string
+	host  string
+}
+
+func root(stderr io.Writer) *cobra.Command {
+	o := &options{}
+	c := &cobra.Command{
+		Use:     "stopgap-agent",
+		Short:   "Looks after one Exchange server: applies signed mitigations, proves them, takes them off again",
+		Version: shared.Version,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.PersistentFlags().StringVar(&o.state, "state", defaultState(), "state directory: journal, UNDO.txt, local API")
+	c.AddCommand(run(o, stderr), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), panicRevert(o, stderr))
+	return c
+}
+
+func run(o *options, stderr io.Writer) *cobra.Command {
+	cfg := agent.Config{}
+	var level, format string
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logging.New("stopgap-agent", level, format, stderr)
+			if err != nil {
+				return fmt.Errorf("%w: %w", clirun.ErrUsage, err)
+			}
+			cfg.StateDir, cfg.Logger = o.state, log
+			a, err := agent.New(cfg)
+			if err != nil {
+				return err
+			}
+			return a.Run(cmd.Context())
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Controller, "controller", "", "controller address, host:port")
+	f.StringVar(&cfg.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
+	f.StringVar(&cfg.Host, "host", "", "server to look after: lab:DIR")
+	f.StringVar(&cfg.Credentials, "credentials", "", "directory of ca.pem, cert.pem, key.pem (default STATE/credentials)")
+	f.StringVar(&cfg.Name, "name", "", "label for people (default: the server's host name)")
+	f.DurationVar(&cfg.PullInterval, "pull-interval", 0, "time between pulls while no stream stands (default 1h)")
+	f.DurationVar(&cfg.RetryMin, "retry-min", 0, "lowest bound of the wait before connecting again (default 2s)")
+	f.DurationVar(&cfg.RetryMax, "retry-max", 0, "highest bound of the wait before connecting again (default 2m)")
+	f.DurationVar(&cfg.ReconcileInterval, "reconcile-interval", 0, "time between looks at the server without an event (default 1m)")
+	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn, error, off")
+	f.StringVar(&format, "log-format", "text", "text or json")
+	for _, n := range []string{"controller", "host"} {
+		_ = c.MarkFlagRequired(n)
+	}
+	return c
+}
+
+// callTimeout bounds a local call; a block reverts before it answers.
+const callTimeout = time.Minute
+
+func with(cmd *cobra.Command, o *options, f func(ctx context.Context, c stopgapv1.LocalServiceClient) error) error {
+	client, closeConn, err := localapi.Dial(o.state)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = closeConn() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+	defer cancel()
+	return f(ctx, client)
+}
+
+func stateName(s stopgapv1.OutcomeState) string {
+	return strings.TrimPrefix(s.String(), "OUTCOME_STATE_")
+}
+
+func status(o *options) *cobra.Command {
+	format := clirun.Table
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the agent knows: connection, policy, every mitigation with its reason",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return with(cmd, o, func(ctx context.Context, lc stopgapv1.LocalServiceClient) error {
+				s, err := lc.Status(ctx, &stopgapv1.StatusRequest{})
+				if err != nil {
+					return err
+				}
+				return printStatus(cmd.OutOrStdout(), s, format)
+			})
+		},
+	}
+	c.Flags().VarP(&format, "output", "o", "table, json, csv or yaml")
+	return c
+}
+
+func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) error {
+	l := clirun.Listing{Header: []string{"MITIGATION", "REV", "STATE", "SINCE", "REASON"}, Messages: []proto.Message{s}}
+	for _, x := range s.GetOutcomes() {
+		l.Rows = append(l.Rows, []string{x.GetMitigation(), fmt.Sprint(x.GetRevision()), stateName(x.GetState()),
+			x.GetObservedAt().AsTime().Local().Format(time.DateTime), x.GetReason()})
+	}
+	if f != clirun.Table {
+		return l.Print(w, f)
+	}
+	connection := "connected to " + s.GetController()
+	if !s.GetConnected() {
+		connection = "no stream to " + s.GetController()
+		if s.GetLastContact() != nil {
+			connection += ", last heard " + s.GetLastContact().AsTime().Local().Format(time.DateTime)
+		}
+		if s.GetLastError() != "" {
+			connection += ": " + s.GetLastError()
+		}
+	}
+	pol := "none yet"
+	if s.GetPolicyVersion() > 0 {
+		pol = fmt.Sprintf("version %d, since %s", s.GetPolicyVersion(), s.GetPolicyAcceptedAt().AsTime().Local().Format(time.DateTime))
+	}
+	f1 := s.GetFacts()
+	fmt.Fprintf(w, "agent       %s (%s), version %s\nserver      Exchange %s, organisation %s, URL Rewrite %s\ncontroller  %s\npolicy      %s\nto report   %d outcomes\nundo        %s\n",
+		clirun.Printable(s.GetName()), s.GetAgentId(), s.GetAgentVersion(), orUnknown(f1.GetExchangeBuild()), orUnknown(f1.GetOrganisation()),
+		orUnknown(f1.GetUrlRewrite()), clirun.Printable(connection), pol, s.GetOutbox(), s.GetUndoFile())
+	if s.GetFrozen() {
+		fmt.Fprintln(w, "FROZEN      nothing is applied, repaired or reverted until `stopgap-agent enable`")
+	}
+	for _, b := range s.GetBlocks() {
+		fmt.Fprintf(w, "blocked     %s since %s %s\n", b.GetMitigation(), b.GetSince().AsTime().Local().Format(time.DateTime), clirun.Printable(b.GetReason()))
+	}
+	for _, h := range s.GetHealth() {
+		fmt.Fprintf(w, "warning     %s: %s\n", h.GetCode(), clirun.Printable(h.GetText()))
+	}
+	if len(l.Rows) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	return l.Print(w, f)
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return clirun.Printable(s)
+}
+
+func tell(w io.Writer, id, did string, x *stopgapv1.Outcome) {
+	if x == nil {
+		fmt.Fprintf(w, "%s %s; it is not in this server's policy at present\n", id, did)
+		return
+	}
+	fmt.Fprintf(w, "%s %s; now %s: %s\n", id, did, stateName(x.GetState()), clirun.Printable(x.GetReason()))
+}
+
+func block(o *options) *cobra.Command {
+	var keep bool
+	var reason string
+	c := &cobra.Command{
+		Use:   "block ID",
+		Short: "Never apply a mitigation on this server, and take it off now if it is applied",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, o, func(ctx context.Context, lc stopgapv1.LocalServiceClient) error {
+				r, err := lc.Block(ctx, &stopgapv1.BlockRequest{Mitigation: args[0], Keep: keep, Reason: reason})
+				if err == nil {
+					tell(cmd.OutOrStdout(), args[0], "is blocked on this server", r.GetOutcome())
+				}
+				return err
+			})
+		},
+	}
+	c.Flags().BoolVar(&keep, "keep", false, "leave it in place if it is applied")
+	c.Flags().StringVar(&reason, "reason", "", "why; shown to the operators")
+	return c
+}
+
+func unblock(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unblock ID",
+		Short: "Take a block away",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return with(cmd, o, func(ctx context.Context, lc stopgapv1.LocalServiceClient) error {
+				r, err := lc.Unblock(ctx, &stopgapv1.UnblockRequest{Mitigation: args[0]})
+				if err == nil {
+					tell(cmd.OutOrStdout(), args[0], "is not blocked any more", r.GetOutcome())
+				}
+				return err
+			})
+		},
+	}
+}
+
+func freeze(o *options, use string, frozen bool) *cobra.Command {
+	short := "Let the agent work again"
+	if frozen {
+		short = "Freeze the agent: nothing is applied, repaired or reverted; what is in force stays"
+	}
+	return &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return with(cmd, o, func(ctx context.Context, lc stopgapv1.LocalServiceClient) error {
+				r, err := lc.SetFrozen(ctx, &stopgapv1.SetFrozenRequest{Frozen: frozen})
+				if err != nil {
+					return err
+				}
+				in := "nothing is in force"
+				if len(r.GetInForce()) > 0 {
+					in = "in force: " + strings.Join(r.GetInForce(), ", ")
+				}
+				word := "works again"
+				if r.GetFrozen() {
+					word = "is frozen"
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "the agent %s; %s\n", word, in)
+				return nil
+			})
+		},
+	}
+}
+
+func panicRevert(o *options, stderr io.Writer) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "panic-revert",
+		Short: "Take off everything, with agent and controller down, and freeze the agent",
+		Long: "Takes off every change the journal knows of, whatever policy says, and freezes the agent so that its next start puts\n" +
+			"nothing back (`stopgap-agent enable` thaws it). The agent must not run.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logging.New("stopgap-agent", "warn", "text", stderr)
+			if err != nil {
+				return err
+			}
+			done, err := agent.PanicRevert(cmd.Context(), o.state, o.host, log)
+			for _, d := range done {
+				fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", d)
+			}
+			if err != nil {
+				return fmt.Errorf("not everything could be taken off, see %s: %w", filepath.Join(o.state, "UNDO.txt"), err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d changes taken off; the agent is frozen until `stopgap-agent enable`\n", len(done))
+			return nil
+		},
+	}
+	c.Flags().StringVar(&o.host, "host", "", "server to look after: lab:DIR")
+	_ = c.MarkFlagRequired("host")
+	return c
+}
