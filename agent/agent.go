@@ -74,6 +74,7 @@ type Agent struct {
 
 	mu    sync.Mutex
 	held  policy.Held
+	full  bool                         // what was left out of an update is not held here: ask for everything
 	notes map[string]*stopgapv1.Health // raised here, not by the reconciler
 }
 
@@ -216,6 +217,9 @@ func (h *handler) Hello() *stopgapv1.Hello {
 	epoch, seq := h.journal.Mark()
 	h.mu.Lock()
 	held := h.held
+	if h.full {
+		held.Version = 0
+	}
 	h.mu.Unlock()
 	facts := h.reconcile.Facts()
 	name := h.cfg.Name
@@ -288,7 +292,7 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 		if err = h.journal.PutPolicy(next); err == nil {
 			h.policy.Store(parsed)
 			h.mu.Lock()
-			h.held = next
+			h.held, h.full = next, false
 			h.mu.Unlock()
 			h.log.Info("policy accepted", "version", next.Version, "documents", len(next.Targets))
 			h.reconcile.Kick()
@@ -307,12 +311,16 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 		if perr := h.journal.PutPolicy(held); perr != nil {
 			h.log.Error("the refusal could not be kept", "error", perr)
 		}
+	} else {
+		h.mu.Lock()
+		h.full = true
+		h.mu.Unlock()
 	}
 	return nil, &stopgapv1.PolicyNack{Version: u.GetVersion(), HeldVersion: held.Version, Error: why, Permanent: permanent}
 }
 
 func cut(s string, n int) string {
-	return s[:min(len(s), n)]
+	return strings.ToValidUTF8(s[:min(len(s), n)], "?")
 }
 
 // Assignment implements uplink.Handler.

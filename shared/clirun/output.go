@@ -1,6 +1,7 @@
 package clirun
 
 import (
+	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"fmt"
@@ -124,4 +125,28 @@ func Printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// PrintRow writes the listing's only row as one line of a stream: NDJSON, a YAML document, or a CSV line without header.
+func (l Listing) PrintRow(w io.Writer, f Format) error {
+	switch f {
+	case JSON:
+		raw, err := protojson.Marshal(l.Messages[0])
+		if err != nil {
+			return err
+		}
+		var line bytes.Buffer
+		if err := json.Compact(&line, raw); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(w, line.String())
+		return err
+	case YAML:
+		return l.structured(w, f)
+	}
+	cw := csv.NewWriter(w)
+	if err := cw.WriteAll(l.safeRows()); err != nil {
+		return err
+	}
+	return cw.Error()
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
@@ -171,8 +172,8 @@ func evidence(action, subject, found string, sum []byte) *stopgapv1.Evidence {
 const maxEvidenceText = 512
 
 func cutText(s string) string {
-	if len(s) <= maxEvidenceText {
-		return s
+	if len(s) > maxEvidenceText {
+		s = s[:maxEvidenceText-3] + "..."
 	}
-	return s[:maxEvidenceText-3] + "..."
+	return strings.ToValidUTF8(s, "?")
 }

@@ -116,11 +116,12 @@ func same(a, b *stopgapv1.Outcome) bool {
 		string(a.GetDocumentSha256()) == string(b.GetDocumentSha256())
 }
 
+// cut bounds a text and makes it valid UTF-8: it can name files, and a message that can't be encoded reports nothing.
 func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
+	if len(s) > n {
+		s = s[:n-3] + "..."
 	}
-	return s[:n-3] + "..."
+	return strings.ToValidUTF8(s, "?")
 }
 
 func (p *pass) log(o *stopgapv1.Outcome) {

@@ -1,0 +1,198 @@
+// Package controller is the controller of a fleet: New(Config), Run(ctx). It puts the rooms together and holds no logic of its
+// own.
+package controller
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+
+	"github.com/stopgap-em/stopgap/controller/internal/fleet"
+	"github.com/stopgap-em/stopgap/controller/internal/identity"
+	"github.com/stopgap-em/stopgap/controller/internal/operator"
+	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout"
+	"github.com/stopgap-em/stopgap/controller/internal/session"
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	"github.com/stopgap-em/stopgap/controller/internal/store/boltstore"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/task"
+	"github.com/stopgap-em/stopgap/shared/transport"
+)
+
+// Config of a controller.
+type Config struct {
+	// DataDir was made by Init.
+	DataDir string
+	// Listen is the address for agents and operators, host:port.
+	Listen string
+	// Listener replaces Listen; for tests.
+	Listener net.Listener
+	// Heartbeat is how often both sides of a stream send one; default 15 s, at most 19 s so that silence ends a stream
+	// within a minute.
+	Heartbeat time.Duration
+	// MaxAgents bounds the live streams; default 50,000.
+	MaxAgents int
+	Logger    hclog.Logger
+}
+
+// maxHeartbeat keeps three of them under a minute.
+const maxHeartbeat = 19 * time.Second
+
+// storeFile is the embedded store in the data directory.
+const storeFile = "store.db"
+
+// Controller serves a fleet.
+type Controller struct {
+	cfg      Config
+	store    store.Store
+	fleet    *fleet.Fleet
+	recorder *fleet.Recorder
+	rollout  *rollout.Rollout
+	sessions *session.Service
+	server   *grpc.Server
+	ln       net.Listener
+}
+
+// Init makes a data directory: a CA, the server's certificate for the given host names and addresses, and the first
+// operator's credentials, whose directory it returns.
+func Init(dataDir, fleetName string, hosts []string) (operatorDir string, err error) {
+	return identity.Init(dataDir, fleetName, hosts)
+}
+
+// IssueAgent makes a key and certificate for an agent and writes its credential directory; it returns the agent's id. The
+// label is for people. It needs no running controller.
+func IssueAgent(dataDir, outDir, label string) (id string, err error) {
+	a, err := identity.Load(dataDir)
+	if err != nil {
+		return "", err
+	}
+	return a.IssueAgent(outDir, label)
+}
+
+// IssueOperator makes credentials for another operator.
+func IssueOperator(dataDir, outDir, name string) error {
+	a, err := identity.Load(dataDir)
+	if err != nil {
+		return err
+	}
+	return a.IssueOperator(outDir, name)
+}
+
+// New opens the data directory and the listener. Nothing is served before Run; Close releases both if Run is never called.
+func New(cfg Config) (_ *Controller, err error) {
+	if cfg.DataDir == "" || cfg.Logger == nil || cfg.Listen == "" && cfg.Listener == nil {
+		return nil, errors.New("controller: data directory, address and logger are needed")
+	}
+	if cfg.Heartbeat > maxHeartbeat {
+		return nil, fmt.Errorf("controller: heartbeat %s is above %s", cfg.Heartbeat, maxHeartbeat)
+	}
+	authority, err := identity.Load(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := authority.ServerTLS(cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	c := &Controller{cfg: cfg}
+	if c.store, err = boltstore.Open(filepath.Join(cfg.DataDir, storeFile)); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = c.store.Close()
+		}
+	}()
+	if err = c.build(authority, tlsConfig); err != nil {
+		return nil, err
+	}
+	if c.ln = cfg.Listener; c.ln == nil {
+		if c.ln, err = net.Listen("tcp", cfg.Listen); err != nil {
+			return nil, fmt.Errorf("controller: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config) error {
+	ctx := context.Background()
+	log := c.cfg.Logger
+	var err error
+	// Policy and fleet tell the rollout, the rollout tells the sessions; each is called only after all are made.
+	pol, err := policy.Load(ctx, c.store, func() {
+		c.rollout.Recompute()
+		c.sessions.Changed()
+	})
+	if err != nil {
+		return err
+	}
+	c.fleet, err = fleet.Load(ctx, c.store, log.Named("fleet"), func(org string) { c.rollout.FactsChanged(org) })
+	if err != nil {
+		return err
+	}
+	c.rollout, err = rollout.New(rollout.Config{Fleet: authority.Fleet, Policy: pol.Current, Agents: c.fleet,
+		Changed: func() { c.sessions.Changed() }})
+	if err != nil {
+		return err
+	}
+	c.recorder = fleet.NewRecorder(c.store.Outcomes())
+	c.sessions = session.New(session.Config{FleetName: authority.Fleet, Fleet: c.fleet, Recorder: c.recorder, Outcomes: c.store.Outcomes(),
+		Policy: pol, Rollout: c.rollout, Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
+	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), authority.Interceptors()...)...)
+	stopgapv1.RegisterAgentServiceServer(c.server, c.sessions)
+	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: pol,
+		Recheck: c.sessions.Recheck, Logger: log.Named("operator")}))
+	return nil
+}
+
+// Addr is the address it listens on.
+func (c *Controller) Addr() string { return c.ln.Addr().String() }
+
+// Close releases a controller that does not run.
+func (c *Controller) Close() error {
+	return errors.Join(c.ln.Close(), c.store.Close())
+}
+
+// stopWait bounds how long running calls may take after a stop.
+const stopWait = 2 * time.Second
+
+// Run serves until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	defer func() { _ = c.store.Close() }()
+	c.cfg.Logger.Info("serving", "address", c.Addr(), "version", shared.Version)
+	// What records outlives what serves: an outcome that was taken is committed before the store closes.
+	rctx, stopRooms := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRooms()
+	return task.Run(ctx,
+		func(context.Context) error { return c.recorder.Run(rctx) },
+		func(context.Context) error { return c.fleet.Run(rctx) },
+		c.rollout.Run,
+		func(ctx context.Context) error {
+			defer stopRooms()
+			sessions := make(chan error, 1)
+			go func() { sessions <- c.sessions.Run(ctx) }()
+			served := make(chan error, 1)
+			go func() { served <- c.server.Serve(c.ln) }()
+			select {
+			case err := <-served:
+				return fmt.Errorf("controller: %w", err)
+			case <-ctx.Done():
+			}
+			<-sessions // everybody was told goodbye
+			t := time.AfterFunc(stopWait, c.server.Stop)
+			c.server.GracefulStop()
+			t.Stop()
+			<-served
+			return nil
+		},
+	)
+}

@@ -1,0 +1,222 @@
+// Package cli is the commands of stopgap, the operators' program. Commands that need no controller are in files that import
+// only proto and shared.
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/trust"
+)
+
+// Main runs stopgap.
+func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	return clirun.Main(ctx, root(), args, stdout, stderr)
+}
+
+// options are the flags that reach a controller.
+type options struct {
+	controller, credentials, serverName string
+	format                              clirun.Format
+}
+
+func root() *cobra.Command {
+	o := &options{format: clirun.Table}
+	c := &cobra.Command{
+		Use:     "stopgap",
+		Short:   "Publishes mitigations to a fleet of Exchange servers and shows what became of them",
+		Version: shared.Version,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	f := c.PersistentFlags()
+	f.StringVar(&o.controller, "controller", os.Getenv("STOPGAP_CONTROLLER"), "controller address, host:port (or STOPGAP_CONTROLLER)")
+	f.StringVar(&o.credentials, "credentials", os.Getenv("STOPGAP_CREDENTIALS"), "directory of ca.pem, cert.pem, key.pem (or STOPGAP_CREDENTIALS)")
+	f.StringVar(&o.serverName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
+	f.VarP(&o.format, "output", "o", "table, json, csv or yaml")
+	c.AddCommand(mitigations(o), publish(o), withdraw(o), agents(o), outcomes(o), watch(o), recheck(o))
+	return c
+}
+
+// callTimeout bounds a call that is not a watch.
+const callTimeout = time.Minute
+
+// dial connects to the controller.
+func (o *options) dial() (stopgapv1.FleetServiceClient, func() error, error) {
+	if o.controller == "" || o.credentials == "" {
+		return nil, nil, fmt.Errorf("%w: --controller and --credentials are needed (or STOPGAP_CONTROLLER and STOPGAP_CREDENTIALS)", clirun.ErrUsage)
+	}
+	creds, err := trust.LoadCredentials(o.credentials)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := grpc.NewClient(o.controller, transport.DialOptions(trust.ClientTLS(creds, o.serverName))...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return stopgapv1.NewFleetServiceClient(conn), conn.Close, nil
+}
+
+func (o *options) with(cmd *cobra.Command, f func(ctx context.Context, c stopgapv1.FleetServiceClient) error) error {
+	client, closeConn, err := o.dial()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = closeConn() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+	defer cancel()
+	return f(ctx, client)
+}
+
+func state(s stopgapv1.OutcomeState) string {
+	return strings.TrimPrefix(s.String(), "OUTCOME_STATE_")
+}
+
+func presence(p stopgapv1.Presence) string { return strings.TrimPrefix(p.String(), "PRESENCE_") }
+
+func roles(rs []stopgapv1.Role) string {
+	names := make([]string, len(rs))
+	for i, r := range rs {
+		names[i] = strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_"))
+	}
+	return strings.Join(names, ",")
+}
+
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "never"
+	}
+	return t.AsTime().Local().Format(time.DateTime)
+}
+
+func short(id string) string { return id[:min(len(id), 12)] }
+
+func publish(o *options) *cobra.Command {
+	var minimum uint64
+	c := &cobra.Command{
+		Use:   "publish FILE...",
+		Short: "Put mitigation documents, and a fixed-builds table, into the policy: all of them or none",
+		Long: "Every file is checked as `mitigation lint` does, here and again by the controller. What is published is released to\n" +
+			"every server at once. \"catalogue\" stands for every document of the built-in catalogue; a name of one (M1) for that.",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files, err := readFiles(args)
+			if err != nil {
+				return err
+			}
+			if err := lintFiles(files); err != nil {
+				return fmt.Errorf("nothing was published:\n%w", err)
+			}
+			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
+				st, err := c.Publish(ctx)
+				if err != nil {
+					return err
+				}
+				for _, f := range files {
+					if err := st.Send(&stopgapv1.PublishRequest{Name: f.name, Content: f.data, MinimumVersion: minimum}); err != nil {
+						break // the status comes with CloseAndRecv
+					}
+				}
+				r, err := st.CloseAndRecv()
+				if err != nil {
+					return err
+				}
+				w := cmd.OutOrStdout()
+				for _, line := range r.GetChanges() {
+					fmt.Fprintln(w, clirun.Printable(line))
+				}
+				fmt.Fprintf(w, "policy version %d\n", r.GetPolicyVersion())
+				if r.GetAgentsAhead() > 0 {
+					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d servers say they hold a newer policy (up to version %d) and ignore this one; if this controller was restored from a\n"+
+						"backup, publish everything that should be in force with --min-version %d\n", r.GetAgentsAhead(), r.GetNewestClaimedVersion(), r.GetNewestClaimedVersion()+1)
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().Uint64Var(&minimum, "min-version", 0, "make the policy version at least this (for a controller restored from a backup)")
+	return c
+}
+
+func withdraw(o *options) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "withdraw ID@REV",
+		Short: "Take a revision out of the policy; servers that have it take it off, or go back to the revision before",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, rev, err := mitigation.ParseRef(args[0])
+			if err != nil {
+				return fmt.Errorf("%w: %w", clirun.ErrUsage, err)
+			}
+			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
+				if !yes {
+					n, err := countApplied(ctx, c, id, rev)
+					if err != nil {
+						return err
+					}
+					return fmt.Errorf("%s is applied on %d servers, which would lose it within seconds; say --yes to withdraw it", args[0], n)
+				}
+				r, err := c.Withdraw(ctx, &stopgapv1.WithdrawRequest{Mitigation: id, Revision: rev})
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s withdrawn; %d servers have it applied and take it off; policy version %d\n", args[0], r.GetAppliedOn(), r.GetPolicyVersion())
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "withdraw it, having read how many servers lose it")
+	return c
+}
+
+func countApplied(ctx context.Context, c stopgapv1.FleetServiceClient, id string, rev uint32) (int, error) {
+	n := 0
+	err := eachOutcome(ctx, c, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: []stopgapv1.OutcomeState{stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}},
+		func(r *stopgapv1.ListOutcomesResponse) error {
+			if r.GetRecord().GetOutcome().GetRevision() == rev {
+				n++
+			}
+			return nil
+		})
+	return n, err
+}
+
+func recheck(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "recheck [AGENT]",
+		Short: "Ask connected servers (or one) to look at themselves now",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
+				r, err := c.Recheck(ctx, &stopgapv1.RecheckRequest{Id: strings.Join(args, "")})
+				if err == nil {
+					fmt.Fprintf(cmd.OutOrStdout(), "%d connected servers were asked\n", r.GetAsked())
+				}
+				return err
+			})
+		},
+	}
+}
+
+func messages[T proto.Message](in []T) []proto.Message {
+	out := make([]proto.Message, len(in))
+	for i, m := range in {
+		out[i] = m
+	}
+	return out
+}

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
+)
+
+type file struct {
+	name string
+	data []byte
+}
+
+// readFiles reads files, bounded; names of the built-in catalogue, or all of it, may stand among them.
+func readFiles(args []string) ([]file, error) {
+	built, err := mitigation.Catalogue()
+	if err != nil {
+		return nil, err
+	}
+	var out []file
+	for _, a := range args {
+		found := false
+		if _, err := os.Stat(a); err != nil {
+			for _, b := range built {
+				if a == "catalogue" || a == strings.TrimSuffix(b.Name, ".yaml") {
+					out = append(out, file{b.Name, b.Content})
+					found = true
+				}
+			}
+		}
+		if found {
+			continue
+		}
+		data, err := readBounded(a)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, file{filepath.Base(a), data})
+	}
+	return out, nil
+}
+
+// readBounded reads one byte more than is allowed, so that a file that is too large is refused as such and not read whole.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return io.ReadAll(io.LimitReader(f, mitigation.MaxBytes+1))
+}
+
+// lintFiles checks files and gives every problem.
+func lintFiles(files []file) error {
+	var all mitigation.Problems
+	for _, f := range files {
+		var err error
+		if mitigation.IsFixedBuilds(f.data) {
+			_, err = mitigation.ParseFixedBuilds(f.name, f.data)
+		} else {
+			_, err = mitigation.Parse(f.name, f.data)
+		}
+		var ps mitigation.Problems
+		if errors.As(err, &ps) {
+			all = append(all, ps...)
+		} else if err != nil {
+			return err
+		}
+	}
+	if len(all) > 0 {
+		return all
+	}
+	return nil
+}
+
+func mitigations(o *options) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "mitigation",
+		Short: "Check, show and list mitigation documents",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(lint(), show(), list(o))
+	return c
+}
+
+func lint() *cobra.Command {
+	return &cobra.Command{
+		Use:   "lint FILE...",
+		Short: "Check mitigation documents and fixed-builds tables; no controller needed",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files, err := readFiles(args)
+			if err != nil {
+				return err
+			}
+			if err := lintFiles(files); err != nil {
+				return err
+			}
+			for _, f := range files {
+				if mitigation.IsFixedBuilds(f.data) {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: fine\n", f.name)
+					continue
+				}
+				d, err := mitigation.Parse(f.name, f.data)
+				if err != nil {
+					return err
+				}
+				for _, w := range mitigation.Warnings(d) {
+					w.File = f.name
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s (warning)\n", clirun.Printable(w.String()))
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: fine: %s\n", f.name, d.Ref())
+			}
+			return nil
+		},
+	}
+}
+
+func show() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "Print a document of the built-in catalogue (or fixed-builds); no controller needed",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			built, err := mitigation.Catalogue()
+			if err != nil {
+				return err
+			}
+			var names []string
+			for _, b := range built {
+				n := strings.TrimSuffix(b.Name, ".yaml")
+				if strings.EqualFold(n, args[0]) {
+					_, err := cmd.OutOrStdout().Write(b.Content)
+					return err
+				}
+				names = append(names, n)
+			}
+			if why, ok := mitigation.OutOfScope[strings.ToUpper(args[0])]; ok {
+				return fmt.Errorf("%s is out of scope: %s", args[0], why)
+			}
+			return fmt.Errorf("no %q in the catalogue; there are %s", args[0], strings.Join(names, ", "))
+		},
+	}
+}
+
+func list(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List what is in policy with how many servers are in which state; without a controller, the built-in catalogue",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.controller == "" {
+				return listCatalogue(cmd.OutOrStdout(), o.format)
+			}
+			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
+				r, err := c.ListMitigations(ctx, &stopgapv1.ListMitigationsRequest{})
+				if err != nil {
+					return err
+				}
+				l := clirun.Listing{Header: []string{"MITIGATION", "SEVERITY", "IN FORCE", "SERVERS", "TITLE"}, Messages: messages(r.GetMitigations())}
+				for _, m := range r.GetMitigations() {
+					var counts []string
+					for _, x := range m.GetCounts() {
+						counts = append(counts, fmt.Sprintf("%d %s", x.GetCount(), state(x.GetState())))
+					}
+					sort.Strings(counts)
+					in := "superseded"
+					if m.GetAssigned() {
+						in = "released"
+					}
+					d := m.GetMitigation()
+					l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), in, strings.Join(counts, ", "), d.GetTitle()})
+				}
+				if o.format == clirun.Table {
+					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, fixed-builds revision %d\n", r.GetPolicyVersion(), r.GetFixedBuildsRevision())
+				}
+				return l.Print(cmd.OutOrStdout(), o.format)
+			})
+		},
+	}
+}
+
+func severity(m *stopgapv1.Mitigation) string {
+	return strings.TrimPrefix(m.GetSeverity().String(), "SEVERITY_")
+}
+
+func listCatalogue(w io.Writer, f clirun.Format) error {
+	built, err := mitigation.Catalogue()
+	if err != nil {
+		return err
+	}
+	l := clirun.Listing{Header: []string{"MITIGATION", "SEVERITY", "CVES", "TITLE"}}
+	for _, b := range built {
+		if mitigation.IsFixedBuilds(b.Content) {
+			continue
+		}
+		d, err := mitigation.Parse(b.Name, b.Content)
+		if err != nil {
+			return err
+		}
+		l.Messages = append(l.Messages, proto.Message(d.Mitigation))
+		l.Rows = append(l.Rows, []string{d.Ref(), severity(d.Mitigation), strings.Join(d.GetCves(), " "), d.GetTitle()})
+	}
+	if f != clirun.Table {
+		return l.Print(w, f)
+	}
+	if err := l.Print(w, f); err != nil {
+		return err
+	}
+	for cve, why := range mitigation.OutOfScope {
+		fmt.Fprintf(w, "out of scope: %s: %s\n", cve, why)
+	}
+	return nil
+}

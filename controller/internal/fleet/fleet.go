@@ -1,0 +1,378 @@
+// Package fleet is what the controller knows of its servers: facts, connection, warnings, and the outcomes they report. It
+// decides nothing about them.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/exchange"
+)
+
+const (
+	prefix = "agent/"
+	// flushEvery collects changes of agents' records: ten thousand that connect at once are a few transactions.
+	flushEvery = 200 * time.Millisecond
+	flushBatch = 1000
+	// lostAfter is when an agent that was not heard counts as lost: two pull intervals.
+	lostAfter = 2 * time.Hour
+	// Bounds on what an agent says about itself.
+	maxText   = 256
+	maxHealth = 32
+)
+
+// Errors that callers branch on.
+var (
+	ErrNotFound  = errors.New("no such server")
+	ErrAmbiguous = errors.New("not unique")
+)
+
+// Fleet is the inventory. It is safe for concurrent use.
+type Fleet struct {
+	st  store.Store
+	log hclog.Logger
+	// Changed is called when facts that matter for assignments changed; set before Run.
+	changed func(organisation string)
+
+	mu     sync.RWMutex
+	agents map[string]*record
+	dirty  map[string]bool
+	// mailbox counts Mailbox servers by organisation and build, so that "is every one fixed" need not look at each.
+	mailbox map[string]map[string]int
+}
+
+type record struct {
+	a         *stopgapv1.Agent // replaced, never changed in place
+	connected bool
+	own       []*stopgapv1.Health // raised here about it
+}
+
+// Load reads the inventory.
+func Load(ctx context.Context, st store.Store, log hclog.Logger, changed func(organisation string)) (*Fleet, error) {
+	f := &Fleet{st: st, log: log, changed: changed, agents: map[string]*record{}, dirty: map[string]bool{}, mailbox: map[string]map[string]int{}}
+	kvs, _, err := st.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, kv := range kvs {
+		a := &stopgapv1.Agent{}
+		if err := proto.Unmarshal(kv.Value, a); err != nil {
+			return nil, fmt.Errorf("fleet: %s: %w", kv.Key, err)
+		}
+		f.agents[a.GetId()] = &record{a: a}
+		f.count(a.GetFacts(), 1)
+	}
+	return f, nil
+}
+
+// Run writes changed records until ctx ends, and once more then.
+func (f *Fleet) Run(ctx context.Context) error {
+	t := time.NewTicker(flushEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return f.flush(context.WithoutCancel(ctx))
+		case <-t.C:
+			if err := f.flush(ctx); err != nil {
+				f.log.Error("inventory can't be written; trying again", "error", err)
+			}
+		}
+	}
+}
+
+func (f *Fleet) flush(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		var ops []store.Op
+		var ids []string
+		for id := range f.dirty {
+			raw, err := proto.Marshal(f.agents[id].a)
+			if err != nil {
+				f.mu.Unlock()
+				return err
+			}
+			ops, ids = append(ops, store.Op{Key: prefix + id, Value: raw}), append(ids, id)
+			delete(f.dirty, id)
+			if len(ops) == flushBatch {
+				break
+			}
+		}
+		f.mu.Unlock()
+		if len(ops) == 0 {
+			return nil
+		}
+		sort.Slice(ops, func(i, j int) bool { return ops[i].Key < ops[j].Key })
+		if _, err := f.st.Txn(ctx, nil, ops); err != nil {
+			f.mu.Lock()
+			for _, id := range ids {
+				f.dirty[id] = true
+			}
+			f.mu.Unlock()
+			return err
+		}
+	}
+}
+
+// clip bounds a text; a rune that the bound cuts goes.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "") }
+
+// cleanFacts bounds what an agent says about its server.
+func cleanFacts(in *stopgapv1.Facts) *stopgapv1.Facts {
+	return &stopgapv1.Facts{Host: clip(in.GetHost()), Organisation: clip(in.GetOrganisation()), ExchangeBuild: clip(in.GetExchangeBuild()),
+		Roles: in.GetRoles()[:min(len(in.GetRoles()), 8)], UrlRewrite: clip(in.GetUrlRewrite()), Os: clip(in.GetOs()), Dag: clip(in.GetDag()),
+		Servicing: in.GetServicing(), MachineId: clip(in.GetMachineId())}
+}
+
+func cleanHealth(in []*stopgapv1.Health) []*stopgapv1.Health {
+	var out []*stopgapv1.Health
+	for _, h := range in[:min(len(in), maxHealth)] {
+		out = append(out, &stopgapv1.Health{Code: clip(h.GetCode()), Text: clip(h.GetText()), Since: h.GetSince()})
+	}
+	return out
+}
+
+// count keeps the counts of Mailbox servers; the caller holds the lock, or nobody else can see f yet.
+func (f *Fleet) count(facts *stopgapv1.Facts, by int) {
+	for _, r := range facts.GetRoles() {
+		if r == stopgapv1.Role_ROLE_MAILBOX {
+			org := f.mailbox[facts.GetOrganisation()]
+			if org == nil {
+				org = map[string]int{}
+				f.mailbox[facts.GetOrganisation()] = org
+			}
+			if org[facts.GetExchangeBuild()] += by; org[facts.GetExchangeBuild()] == 0 {
+				delete(org, facts.GetExchangeBuild())
+			}
+		}
+	}
+}
+
+// update changes one record under the lock; change gets a copy.
+func (f *Fleet) update(id string, change func(a *stopgapv1.Agent, r *record)) {
+	f.mu.Lock()
+	r := f.agents[id]
+	if r == nil {
+		r = &record{a: &stopgapv1.Agent{Id: id}}
+		f.agents[id] = r
+	}
+	old := r.a
+	next := proto.Clone(old).(*stopgapv1.Agent)
+	change(next, r)
+	var orgs []string
+	if !proto.Equal(old.GetFacts(), next.GetFacts()) {
+		f.count(old.GetFacts(), -1)
+		f.count(next.GetFacts(), 1)
+		orgs = append(orgs, next.GetFacts().GetOrganisation())
+		if o := old.GetFacts(); o != nil && o.GetOrganisation() != next.GetFacts().GetOrganisation() {
+			orgs = append(orgs, o.GetOrganisation())
+		}
+	}
+	r.a = next
+	f.dirty[id] = true
+	f.mu.Unlock()
+	for _, o := range orgs {
+		f.changed(o)
+	}
+}
+
+// Connected records an agent's Hello on a stream (stream true) or a pull.
+func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
+	f.update(h.GetAgentId(), func(a *stopgapv1.Agent, r *record) {
+		a.Name, a.AgentVersion = clip(h.GetName()), clip(h.GetAgentVersion())
+		if h.GetFacts() != nil {
+			a.Facts = cleanFacts(h.GetFacts())
+		}
+		a.PolicyVersion = h.GetPolicyVersion()
+		a.RefusedVersion, a.RefusedError = 0, ""
+		if h.GetAttemptedError() != "" {
+			a.RefusedVersion, a.RefusedError = h.GetAttemptedVersion(), clip(h.GetAttemptedError())
+		}
+		a.Health, a.LastSeen = cleanHealth(h.GetHealth()), timestamppb.Now()
+		r.connected = r.connected || stream
+	})
+}
+
+// Disconnected records the end of an agent's stream.
+func (f *Fleet) Disconnected(id string) {
+	f.update(id, func(a *stopgapv1.Agent, r *record) {
+		r.connected = false
+		a.LastSeen = timestamppb.Now()
+	})
+}
+
+// Facts records changed facts.
+func (f *Fleet) Facts(id string, facts *stopgapv1.Facts) {
+	f.update(id, func(a *stopgapv1.Agent, _ *record) { a.Facts = cleanFacts(facts) })
+}
+
+// Holds records which policy version an agent holds, and which it refused ("" for none).
+func (f *Fleet) Holds(id string, version, refused uint64, why string) {
+	f.update(id, func(a *stopgapv1.Agent, _ *record) {
+		a.PolicyVersion, a.RefusedVersion, a.RefusedError = version, refused, clip(why)
+	})
+}
+
+// Heartbeat records an agent's standing warnings; nothing is written when they are what they were.
+func (f *Fleet) Heartbeat(id string, hb *stopgapv1.Heartbeat) {
+	health := cleanHealth(hb.GetHealth())
+	f.mu.RLock()
+	r := f.agents[id]
+	same := r != nil && sameHealth(r.a.GetHealth(), health)
+	f.mu.RUnlock()
+	if !same {
+		f.update(id, func(a *stopgapv1.Agent, _ *record) { a.Health = health })
+	}
+}
+
+func sameHealth(a, b []*stopgapv1.Health) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !proto.Equal(a[i], b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Raise adds a warning of the controller's own about an agent; it stays until Clear or a restart.
+func (f *Fleet) Raise(id, code, text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := f.agents[id]
+	if r == nil {
+		return
+	}
+	for _, h := range r.own {
+		if h.GetCode() == code {
+			return
+		}
+	}
+	r.own = append(r.own, &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()})
+}
+
+// view is a record as operators see it; the caller holds the lock.
+func (r *record) view(now time.Time) *stopgapv1.Agent {
+	a := proto.Clone(r.a).(*stopgapv1.Agent)
+	a.Health = append(a.Health, r.own...)
+	switch {
+	case r.connected:
+		a.Presence = stopgapv1.Presence_PRESENCE_CONNECTED
+	case now.Sub(a.GetLastSeen().AsTime()) < lostAfter:
+		a.Presence = stopgapv1.Presence_PRESENCE_STALE
+	default:
+		a.Presence = stopgapv1.Presence_PRESENCE_LOST
+	}
+	return a
+}
+
+// List gives every server by organisation, name and id.
+func (f *Fleet) List() []*stopgapv1.Agent {
+	now := time.Now()
+	f.mu.RLock()
+	out := make([]*stopgapv1.Agent, 0, len(f.agents))
+	for _, r := range f.agents {
+		out = append(out, r.view(now))
+	}
+	f.mu.RUnlock()
+	key := func(a *stopgapv1.Agent) string {
+		return a.GetFacts().GetOrganisation() + "\x00" + a.GetName() + "\x00" + a.GetId()
+	}
+	sort.Slice(out, func(i, j int) bool { return key(out[i]) < key(out[j]) })
+	return out
+}
+
+// minPrefix keeps a slip of the finger from naming a server.
+const minPrefix = 4
+
+// Find gives a server by id, by a unique prefix of it, or by name.
+func (f *Fleet) Find(id string) (*stopgapv1.Agent, error) {
+	now := time.Now()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if r := f.agents[id]; r != nil {
+		return r.view(now), nil
+	}
+	var found []*record
+	for full, r := range f.agents {
+		if len(id) >= minPrefix && strings.HasPrefix(full, id) || strings.EqualFold(r.a.GetName(), id) {
+			found = append(found, r)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%w: %q is no id, prefix of one (%d characters at least) or name", ErrNotFound, id, minPrefix)
+	case 1:
+		return found[0].view(now), nil
+	}
+	return nil, fmt.Errorf("%w: %q names %d servers; use more of the id", ErrAmbiguous, id, len(found))
+}
+
+// Label gives an agent's name and organisation.
+func (f *Fleet) Label(id string) (name, organisation string) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	r := f.agents[id]
+	if r == nil {
+		return "", ""
+	}
+	return r.a.GetName(), r.a.GetFacts().GetOrganisation()
+}
+
+// Ahead says how many agents hold a newer policy than a version, and the newest they name.
+func (f *Fleet) Ahead(version uint64) (agents uint32, newest uint64) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, r := range f.agents {
+		if v := r.a.GetPolicyVersion(); v > version {
+			agents++
+			newest = max(newest, v)
+		}
+	}
+	return agents, newest
+}
+
+// Organisations lists the organisations known.
+func (f *Fleet) Organisations() []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	seen := map[string]bool{}
+	for _, r := range f.agents {
+		seen[r.a.GetFacts().GetOrganisation()] = true
+	}
+	var out []string
+	for o := range seen {
+		out = append(out, o)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// OrganisationFixed says whether every known Mailbox server of an organisation runs a build that is fixed for all of the
+// CVEs. Silence is no proof: a server not heard of for long counts with the build it had; one whose build is unknown is
+// not fixed. False when no Mailbox server is known.
+func (f *Fleet) OrganisationFixed(organisation string, cves []string, table *exchange.Table) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	builds := f.mailbox[organisation]
+	for s := range builds {
+		b, err := exchange.ParseBuild(s)
+		if err != nil || table.StateAll(cves, b) != exchange.Fixed {
+			return false
+		}
+	}
+	return len(builds) > 0
+}

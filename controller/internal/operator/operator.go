@@ -1,0 +1,269 @@
+// Package operator is the operators' API: FleetService. It checks what comes in, asks the rooms that own the data, and turns
+// their errors into status codes, here and nowhere else.
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/stopgap-em/stopgap/controller/internal/fleet"
+	"github.com/stopgap-em/stopgap/controller/internal/identity"
+	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
+)
+
+// Config of a Service.
+type Config struct {
+	Fleet    *fleet.Fleet
+	Outcomes store.Outcomes
+	Policy   *policy.Policy
+	// Recheck asks connected agents to look at their servers; an empty id means all.
+	Recheck func(id string) uint32
+	Logger  hclog.Logger
+}
+
+// Service implements FleetService.
+type Service struct {
+	stopgapv1.UnimplementedFleetServiceServer
+	cfg Config
+}
+
+// New makes the service.
+func New(cfg Config) *Service { return &Service{cfg: cfg} }
+
+const (
+	maxFiles = 256
+	// maxError bounds the text of a refusal, which travels in a header.
+	maxError = 4 << 10
+)
+
+// toStatus turns a room's error into a status.
+func (s *Service) toStatus(err error) error {
+	var ps mitigation.Problems
+	code := codes.Internal
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &ps):
+		code = codes.InvalidArgument
+	case errors.Is(err, policy.ErrImmutable):
+		code = codes.AlreadyExists
+	case errors.Is(err, policy.ErrNotFound), errors.Is(err, fleet.ErrNotFound), errors.Is(err, store.ErrNotFound):
+		code = codes.NotFound
+	case errors.Is(err, policy.ErrLimit):
+		code = codes.ResourceExhausted
+	case errors.Is(err, fleet.ErrAmbiguous):
+		code = codes.FailedPrecondition
+	case errors.Is(err, store.ErrCompacted):
+		code = codes.OutOfRange
+	case errors.Is(err, store.ErrConflict):
+		code = codes.Aborted
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	default:
+		if _, ok := status.FromError(err); ok {
+			return err
+		}
+		s.cfg.Logger.Error("operator call failed", "error", err)
+	}
+	text := strings.ToValidUTF8(err.Error(), "?")
+	if len(text) > maxError {
+		text = strings.ToValidUTF8(text[:maxError], "") + "\n... and more"
+	}
+	return status.Error(code, text)
+}
+
+// Publish implements FleetService.
+func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
+	var files []policy.File
+	var minimum uint64
+	for {
+		r, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if len(files) == maxFiles {
+			return status.Errorf(codes.ResourceExhausted, "more than %d files in one publish", maxFiles)
+		}
+		if len(r.GetContent()) > mitigation.MaxBytes {
+			return status.Errorf(codes.InvalidArgument, "%s: %d bytes; the limit is %d", r.GetName(), len(r.GetContent()), mitigation.MaxBytes)
+		}
+		files = append(files, policy.File{Name: r.GetName(), Content: r.GetContent()})
+		minimum = max(minimum, r.GetMinimumVersion())
+	}
+	if len(files) == 0 {
+		return status.Error(codes.InvalidArgument, "nothing to publish")
+	}
+	version, changes, err := s.cfg.Policy.Publish(st.Context(), files, minimum)
+	if err != nil {
+		return s.toStatus(err)
+	}
+	ahead, newest := s.cfg.Fleet.Ahead(version)
+	s.cfg.Logger.Info("published", "operator", identity.Caller(st.Context()).ID, "policy_version", version, "changes", strings.Join(changes, "; "))
+	return st.SendAndClose(&stopgapv1.PublishResponse{PolicyVersion: version, Changes: changes, AgentsAhead: ahead, NewestClaimedVersion: newest})
+}
+
+// Withdraw implements FleetService.
+func (s *Service) Withdraw(ctx context.Context, r *stopgapv1.WithdrawRequest) (*stopgapv1.WithdrawResponse, error) {
+	version, err := s.cfg.Policy.Withdraw(ctx, r.GetMitigation(), r.GetRevision())
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	recs, _, err := s.cfg.Outcomes.Current(ctx, r.GetMitigation())
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	resp := &stopgapv1.WithdrawResponse{PolicyVersion: version}
+	for _, rec := range recs {
+		if rec.GetOutcome().GetRevision() == r.GetRevision() && rec.GetOutcome().GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED {
+			resp.AppliedOn++
+		}
+	}
+	s.cfg.Logger.Info("withdrawn", "operator", identity.Caller(ctx).ID, "policy_version", version,
+		"mitigation", mitigation.Ref(r.GetMitigation(), r.GetRevision()), "applied_on", resp.GetAppliedOn())
+	return resp, nil
+}
+
+// ListMitigations implements FleetService.
+func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigationsRequest) (*stopgapv1.ListMitigationsResponse, error) {
+	cur := s.cfg.Policy.Current()
+	resp := &stopgapv1.ListMitigationsResponse{PolicyVersion: cur.Version}
+	if cur.Fixed != nil {
+		resp.FixedBuildsRevision = cur.Fixed.GetRevision()
+	}
+	recs, _, err := s.cfg.Outcomes.Current(ctx, "")
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	counts := map[string]map[stopgapv1.OutcomeState]uint32{}
+	for _, r := range recs {
+		ref := mitigation.Ref(r.GetOutcome().GetMitigation(), r.GetOutcome().GetRevision())
+		if counts[ref] == nil {
+			counts[ref] = map[stopgapv1.OutcomeState]uint32{}
+		}
+		counts[ref][r.GetOutcome().GetState()]++
+	}
+	newest := map[string]bool{}
+	for _, d := range cur.Newest() {
+		newest[d.Ref()] = true
+	}
+	for _, d := range cur.Sorted() {
+		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: newest[d.Ref()]}
+		for st := range stopgapv1.OutcomeState_name {
+			if n := counts[d.Ref()][stopgapv1.OutcomeState(st)]; n > 0 {
+				m.Counts = append(m.Counts, &stopgapv1.StateCount{State: stopgapv1.OutcomeState(st), Count: n})
+			}
+		}
+		resp.Mitigations = append(resp.Mitigations, m)
+	}
+	return resp, nil
+}
+
+// ListAgents implements FleetService.
+func (s *Service) ListAgents(r *stopgapv1.ListAgentsRequest, st stopgapv1.FleetService_ListAgentsServer) error {
+	for _, a := range s.cfg.Fleet.List() {
+		if r.GetOrganisation() != "" && !strings.EqualFold(r.GetOrganisation(), a.GetFacts().GetOrganisation()) {
+			continue
+		}
+		if err := st.Send(&stopgapv1.ListAgentsResponse{Agent: a}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// GetAgent implements FleetService.
+func (s *Service) GetAgent(ctx context.Context, r *stopgapv1.GetAgentRequest) (*stopgapv1.GetAgentResponse, error) {
+	a, err := s.cfg.Fleet.Find(r.GetId())
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	recs, err := s.cfg.Outcomes.OfAgent(ctx, a.GetId())
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	s.label(recs)
+	return &stopgapv1.GetAgentResponse{Agent: a, Outcomes: recs}, nil
+}
+
+// label adds what is not stored with each outcome.
+func (s *Service) label(recs []*stopgapv1.OutcomeRecord) {
+	for _, r := range recs {
+		r.AgentName, r.Organisation = s.cfg.Fleet.Label(r.GetAgentId())
+	}
+}
+
+// ListOutcomes implements FleetService.
+func (s *Service) ListOutcomes(r *stopgapv1.ListOutcomesRequest, st stopgapv1.FleetService_ListOutcomesServer) error {
+	recs, rev, err := s.cfg.Outcomes.Current(st.Context(), r.GetMitigation())
+	if err != nil {
+		return s.toStatus(err)
+	}
+	s.label(recs)
+	want := map[stopgapv1.OutcomeState]bool{}
+	for _, x := range r.GetStates() {
+		want[x] = true
+	}
+	for _, rec := range recs {
+		if len(want) > 0 && !want[rec.GetOutcome().GetState()] {
+			continue
+		}
+		if err := st.Send(&stopgapv1.ListOutcomesResponse{Record: rec, Revision: uint64(rev)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Watch implements FleetService.
+func (s *Service) Watch(r *stopgapv1.WatchRequest, st stopgapv1.FleetService_WatchServer) error {
+	after := int64(r.GetAfterRevision())
+	if after < 0 {
+		return status.Error(codes.InvalidArgument, "after_revision is too large")
+	}
+	if after == 0 {
+		var err error
+		if after, err = s.cfg.Outcomes.Revision(st.Context()); err != nil {
+			return s.toStatus(err)
+		}
+	}
+	for {
+		recs, next, err := s.cfg.Outcomes.Since(st.Context(), after)
+		if err != nil {
+			return s.toStatus(fmt.Errorf("watch: %w", err))
+		}
+		s.label(recs)
+		for _, rec := range recs {
+			if err := st.Send(&stopgapv1.WatchResponse{Revision: uint64(next), Outcome: rec}); err != nil {
+				return err
+			}
+		}
+		after = next
+	}
+}
+
+// Recheck implements FleetService.
+func (s *Service) Recheck(ctx context.Context, r *stopgapv1.RecheckRequest) (*stopgapv1.RecheckResponse, error) {
+	id := ""
+	if r.GetId() != "" {
+		a, err := s.cfg.Fleet.Find(r.GetId())
+		if err != nil {
+			return nil, s.toStatus(err)
+		}
+		id = a.GetId()
+	}
+	s.cfg.Logger.Info("recheck", "operator", identity.Caller(ctx).ID, "agent", id)
+	return &stopgapv1.RecheckResponse{Asked: s.cfg.Recheck(id)}, nil
+}

@@ -1,0 +1,312 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stopgap-em/stopgap/controller/internal/fleet"
+	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout"
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/transport"
+)
+
+// Config of a Service.
+type Config struct {
+	// FleetName is told to agents.
+	FleetName string
+	Fleet     *fleet.Fleet
+	Recorder  *fleet.Recorder
+	Outcomes  store.Outcomes
+	Policy    *policy.Policy
+	Rollout   *rollout.Rollout
+	// Heartbeat is how often both sides send one; default transport.HeartbeatInterval.
+	Heartbeat time.Duration
+	// MaxAgents bounds the live streams; default 50,000.
+	MaxAgents int
+	Logger    hclog.Logger
+}
+
+const (
+	defaultMaxAgents = 50_000
+	// Clones: after maxTakeovers of one identity by another process within takeoverWindow the holder stays and others are
+	// sent away for cloneWait.
+	maxTakeovers   = 3
+	takeoverWindow = 10 * time.Minute
+	cloneWait      = 10 * time.Minute
+	// drainSpread is over how long agents spread their reconnecting when the controller stops.
+	drainSpread = 5 * time.Second
+	drainWait   = 500 * time.Millisecond
+)
+
+// Service implements AgentService.
+type Service struct {
+	stopgapv1.UnimplementedAgentServiceServer
+	cfg       Config
+	nackRetry time.Duration
+
+	mu        sync.Mutex
+	live      map[string]*session
+	takeovers map[string][]time.Time
+}
+
+// New makes the service.
+func New(cfg Config) *Service {
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = transport.HeartbeatInterval
+	}
+	if cfg.MaxAgents == 0 {
+		cfg.MaxAgents = defaultMaxAgents
+	}
+	return &Service{cfg: cfg, nackRetry: nackRetry, live: map[string]*session{}, takeovers: map[string][]time.Time{}}
+}
+
+// Run ends streams that fell silent, until ctx ends; then it says goodbye to all.
+func (s *Service) Run(ctx context.Context) error {
+	t := time.NewTicker(s.cfg.Heartbeat / 3)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			s.drain()
+			return nil
+		case now := <-t.C:
+			limit := transport.MissedHeartbeats * s.cfg.Heartbeat
+			for _, x := range s.sessions() {
+				if now.Sub(time.Unix(0, x.lastSeen.Load())) > limit {
+					x.end(status.Errorf(codes.Unavailable, "nothing heard for %s", limit))
+				}
+			}
+			s.forgetTakeovers(now)
+		}
+	}
+}
+
+func (s *Service) forgetTakeovers(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, ts := range s.takeovers {
+		if now.Sub(ts[len(ts)-1]) > takeoverWindow {
+			delete(s.takeovers, id)
+		}
+	}
+}
+
+func (s *Service) drain() {
+	all := s.sessions()
+	for _, x := range all {
+		x.set(func(sl *slot) { sl.goodbye = &stopgapv1.Goodbye{ReconnectWithin: durationpb.New(drainSpread)} })
+	}
+	deadline := time.Now().Add(drainWait)
+	for len(s.sessions()) > 0 && time.Now().Before(deadline) {
+		time.Sleep(drainWait / 20)
+	}
+	for _, x := range all {
+		x.end(status.Error(codes.Unavailable, "the controller is stopping"))
+	}
+}
+
+func (s *Service) sessions() []*session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*session, 0, len(s.live))
+	for _, x := range s.live {
+		out = append(out, x)
+	}
+	return out
+}
+
+// Changed tells every agent what is new for it: policy, or its assignment.
+func (s *Service) Changed() {
+	for _, x := range s.sessions() {
+		x.wake()
+	}
+}
+
+// Recheck asks agents to look at their servers now; an empty id means all. It says how many were asked.
+func (s *Service) Recheck(id string) uint32 {
+	n := uint32(0)
+	for _, x := range s.sessions() {
+		if id == "" || x.id == id {
+			x.set(func(sl *slot) { sl.command = stopgapv1.CommandKind_COMMAND_KIND_RECHECK })
+			n++
+		}
+	}
+	return n
+}
+
+// Connect implements AgentService.
+func (s *Service) Connect(st stopgapv1.AgentService_ConnectServer) error {
+	x := &session{svc: s, stream: st, began: time.Now(), done: make(chan struct{})}
+	x.lastSeen.Store(time.Now().UnixNano())
+	late := time.AfterFunc(transport.HelloTimeout, func() {
+		x.mu.Lock()
+		waiting := x.id == ""
+		x.mu.Unlock()
+		if waiting {
+			x.end(status.Errorf(codes.DeadlineExceeded, "no Hello within %s", transport.HelloTimeout))
+		}
+	})
+	defer late.Stop()
+	go x.receive()
+	select {
+	case <-x.done:
+	case <-st.Context().Done():
+		x.end(status.FromContextError(st.Context().Err()).Err())
+	}
+	s.leave(x)
+	if errors.Is(x.ended, errClosed) {
+		return nil
+	}
+	return x.ended
+}
+
+// hello begins a session: it checks who speaks, takes over from an older stream, and puts Welcome into the slot.
+func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
+	ctx := x.stream.Context()
+	if err := checkHello(ctx, h); err != nil {
+		return err
+	}
+	mark, err := s.cfg.Outcomes.Mark(ctx, h.GetAgentId(), h.GetJournalEpoch())
+	if err != nil {
+		s.cfg.Logger.Error("mark of an agent can't be read", "agent", h.GetAgentId(), "error", err)
+		return status.Error(codes.Unavailable, "the store can't be read now")
+	}
+	if err := s.enter(x, h); err != nil {
+		return err
+	}
+	s.cfg.Fleet.Connected(h, true)
+	s.noteAhead(h)
+	x.set(func(sl *slot) {
+		sl.welcome = s.welcome(mark)
+		sl.held = h.GetPolicyVersion()
+		if h.GetAttemptedError() != "" {
+			sl.attempted = h.GetAttemptedVersion()
+		}
+	})
+	return nil
+}
+
+func (s *Service) welcome(mark store.Mark) *stopgapv1.Welcome {
+	return &stopgapv1.Welcome{Fleet: s.cfg.FleetName, ControllerEpoch: s.cfg.Rollout.Epoch(), ServerTime: timestamppb.Now(),
+		HeartbeatInterval: durationpb.New(s.cfg.Heartbeat), Acknowledged: &stopgapv1.OutcomeAck{Epoch: mark.Epoch, Sequence: mark.Sequence}}
+}
+
+// noteAhead warns of an agent that holds a newer policy than this controller has: one of the two was restored from an
+// older copy. A single agent's word moves nothing; `stopgap publish --min-version` does.
+func (s *Service) noteAhead(h *stopgapv1.Hello) {
+	if cur := s.cfg.Policy.Current().Version; h.GetPolicyVersion() > cur {
+		s.cfg.Logger.Error("an agent holds a newer policy than this controller; was the controller restored from a backup?",
+			"agent", h.GetAgentId(), "holds", h.GetPolicyVersion(), "controller", cur)
+		s.cfg.Fleet.Raise(h.GetAgentId(), "ahead-of-controller", "holds a newer policy than the controller knows; publish with --min-version above it")
+	}
+}
+
+// enter makes x the live stream of its identity.
+func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
+	id := h.GetAgentId()
+	s.mu.Lock()
+	old := s.live[id]
+	if old == nil && len(s.live) >= s.cfg.MaxAgents {
+		s.mu.Unlock()
+		return waitStatus(codes.ResourceExhausted, cloneWait/10, "%d agents are connected, which is the limit", s.cfg.MaxAgents)
+	}
+	cloned := false
+	if old != nil && old.instance != h.GetInstanceId() {
+		now := time.Now()
+		recent := s.takeovers[id][:0:0]
+		for _, t := range s.takeovers[id] {
+			if now.Sub(t) < takeoverWindow {
+				recent = append(recent, t)
+			}
+		}
+		if cloned = len(recent) >= maxTakeovers; !cloned {
+			recent = append(recent, now)
+		}
+		s.takeovers[id] = recent
+	}
+	if cloned {
+		s.mu.Unlock()
+		s.cfg.Logger.Error("two processes speak with one identity; the one connected stays", "agent", id, "host", clip(h.GetFacts().GetHost()))
+		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; give one of them a certificate of its own")
+		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
+	}
+	x.mu.Lock()
+	x.id, x.instance, x.org = id, h.GetInstanceId(), h.GetFacts().GetOrganisation()
+	x.mu.Unlock()
+	s.live[id] = x
+	s.mu.Unlock()
+	if old != nil {
+		old.end(status.Error(codes.Aborted, "a newer stream of this identity took over"))
+	}
+	select {
+	case <-x.done: // it ended meanwhile, and its handler found nothing to take out
+		s.leave(x)
+	default:
+	}
+	return nil
+}
+
+// leave takes a session out, unless another took its place.
+func (s *Service) leave(x *session) {
+	x.mu.Lock()
+	id := x.id
+	x.mu.Unlock()
+	s.mu.Lock()
+	mine := id != "" && s.live[id] == x
+	if mine {
+		delete(s.live, id)
+	}
+	s.mu.Unlock()
+	if mine {
+		s.cfg.Fleet.Disconnected(id)
+	}
+}
+
+// Pull implements AgentService.
+func (s *Service) Pull(ctx context.Context, r *stopgapv1.PullRequest) (*stopgapv1.PullResponse, error) {
+	h := r.GetHello()
+	if err := checkHello(ctx, h); err != nil {
+		return nil, err
+	}
+	batch, err := checkBatch(h.GetAgentId(), r.GetOutcomes())
+	if err != nil {
+		return nil, err
+	}
+	if len(batch.Outcomes) > 0 {
+		done := make(chan error, 1)
+		if err := s.cfg.Recorder.Record(ctx, batch, func(_ store.Mark, err error) { done <- err }); err != nil {
+			return nil, status.FromContextError(err).Err()
+		}
+		select {
+		case err = <-done:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, status.Error(codes.Unavailable, "outcomes can't be recorded now; keep them")
+		}
+	}
+	mark, err := s.cfg.Outcomes.Mark(ctx, h.GetAgentId(), h.GetJournalEpoch())
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, "the store can't be read now")
+	}
+	s.cfg.Fleet.Connected(h, false)
+	s.noteAhead(h)
+	resp := &stopgapv1.PullResponse{Welcome: s.welcome(mark)}
+	data, version := s.cfg.Policy.Update(h.GetPolicyVersion())
+	if h.GetAttemptedError() == "" || h.GetAttemptedVersion() != version {
+		resp.PolicyUpdate = data
+	}
+	resp.Assignment, _ = s.cfg.Rollout.For(h.GetFacts().GetOrganisation())
+	return resp, nil
+}
