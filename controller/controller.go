@@ -135,7 +135,12 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	if err != nil {
 		return err
 	}
-	c.fleet, err = fleet.Load(ctx, c.store, log.Named("fleet"), func(org string) { c.rollout.FactsChanged(org) })
+	c.fleet, err = fleet.Load(ctx, c.store, log.Named("fleet"), func(agents, organisations []string) {
+		if len(organisations) > 0 {
+			c.rollout.FactsChanged(organisations)
+		}
+		c.sessions.Wake(agents)
+	})
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func (s *Server) exchange(r *http.Request) response {
 		a.header.Set("WWW-Authenticate", "Negotiate")
 		return a
 	case strings.HasPrefix(path, "/ecp"):
-		return answer(http.StatusOK, "text/html; charset=utf-8", "<html>Exchange admin center</html>")
+		return answer(http.StatusOK, "text/html; charset=utf-8", "<html>Exchange administration</html>")
 	}
 	return answer(http.StatusOK, "text/html", "<html>IIS</html>")
 }

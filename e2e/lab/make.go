@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -319,4 +320,20 @@ func InstallUpdate(dir, build string, cumulative bool, during func() error) erro
 		return err
 	}
 	return d.SetServicing(false)
+}
+
+// Facts reads a lab server's facts.
+func Facts(dir string) (labdir.Server, error) { return labdir.Dir(dir).Server() }
+
+// WebConfigs reads every web.config of a lab server, by path.
+func WebConfigs(dir string) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	err := filepath.WalkDir(filepath.Join(dir, "C"), func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !strings.EqualFold(e.Name(), "web.config") {
+			return err
+		}
+		out[p], err = os.ReadFile(p)
+		return err
+	})
+	return out, err
 }

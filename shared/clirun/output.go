@@ -63,6 +63,7 @@ func (l Listing) Print(w io.Writer, f Format) error {
 			return err
 		}
 		return cw.Error()
+	case Table:
 	}
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	for _, r := range append([][]string{l.Header}, l.Rows...) {
@@ -143,6 +144,7 @@ func (l Listing) PrintRow(w io.Writer, f Format) error {
 		return err
 	case YAML:
 		return l.structured(w, f)
+	case CSV, Table:
 	}
 	cw := csv.NewWriter(w)
 	if err := cw.WriteAll(l.safeRows()); err != nil {

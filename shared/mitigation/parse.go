@@ -165,7 +165,7 @@ func load(name string, data []byte, into proto.Message) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var root yaml.Node
 	if err := dec.Decode(&root); err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil, Problems{{name, 1, 1, "the file is empty"}}
 		}
 		return nil, yamlProblems(name, err)
@@ -176,7 +176,7 @@ func load(name string, data []byte, into proto.Message) (*yaml.Node, error) {
 		return nil, w.problems
 	}
 	var second yaml.Node
-	if err := dec.Decode(&second); err != io.EOF {
+	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
 		line := max(second.Line, 1)
 		if err != nil {
 			return nil, yamlProblems(name, err)

@@ -324,7 +324,7 @@ func (s *scanner) sequence(depth int) (shape, error) {
 }
 
 func (s *scanner) quantifier() (lo, hi int, quantified bool, err error) {
-	lo, hi = 1, 1
+	hi = 1
 	switch s.peek() {
 	case '*':
 		lo, hi = 0, -1

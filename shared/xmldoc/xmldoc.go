@@ -110,7 +110,7 @@ func parse(data []byte, fragment bool) (*Document, error) {
 	for {
 		at := base + int(dec.InputOffset())
 		tok, err := dec.RawToken()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -51,12 +51,11 @@ func Serve(ctx context.Context, ln net.Listener, a Agent, log hclog.Logger) erro
 		srv.GracefulStop()
 		t.Stop()
 	}()
-	err := srv.Serve(ln)
-	if ctx.Err() != nil {
-		<-stopped
-		return nil
+	if err := srv.Serve(ln); ctx.Err() == nil {
+		return fmt.Errorf("local API: %w", err)
 	}
-	return fmt.Errorf("local API: %w", err)
+	<-stopped
+	return nil
 }
 
 type server struct {

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -322,6 +321,3 @@ func inRange(doc *mitigation.Document, b exchange.Build) bool {
 	}
 	return false
 }
-
-// errFrozen is returned to a caller that wants something done while the agent is frozen.
-var errFrozen = errors.New("the agent is frozen (stopgap-agent disable); nothing was touched")

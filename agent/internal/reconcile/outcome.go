@@ -129,6 +129,7 @@ func (p *pass) log(o *stopgapv1.Outcome) {
 	switch o.GetState() {
 	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT:
 		l = p.r.cfg.Logger.Error
+	default:
 	}
 	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"),
 		"code", o.GetCode(), "reason", o.GetReason())

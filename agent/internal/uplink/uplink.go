@@ -152,7 +152,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		began := time.Now()
 		wait, err := u.stream(ctx)
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		if time.Since(began) >= stood {
 			b.Reset()
@@ -219,11 +219,11 @@ func (u *Uplink) pull(ctx context.Context) error {
 			return err
 		}
 		u.cfg.Handler.Acknowledged(resp.GetWelcome().GetAcknowledged())
-		if len(resp.GetPolicyUpdate()) > 0 {
-			u.cfg.Handler.Policy(resp.GetPolicyUpdate())
-		}
 		if len(resp.GetAssignment()) > 0 {
 			u.cfg.Handler.Assignment(resp.GetAssignment())
+		}
+		if len(resp.GetPolicyUpdate()) > 0 {
+			u.cfg.Handler.Policy(resp.GetPolicyUpdate())
 		}
 		if len(resp.GetPolicyUpdate()) == 0 {
 			return nil
@@ -397,11 +397,12 @@ func (s *session) receive(f *stopgapv1.ConnectResponse) error {
 			s.acked = max(s.acked, ack.GetSequence())
 		}
 	}
-	if len(f.GetPolicyUpdate()) > 0 {
-		out.PolicyAck, out.PolicyNack = h.Policy(f.GetPolicyUpdate())
-	}
+	// The assignment first: it waits for its policy version, and what comes into policy is then released already.
 	if len(f.GetAssignment()) > 0 {
 		h.Assignment(f.GetAssignment())
+	}
+	if len(f.GetPolicyUpdate()) > 0 {
+		out.PolicyAck, out.PolicyNack = h.Policy(f.GetPolicyUpdate())
 	}
 	if c := f.GetCommand(); c != nil {
 		h.Command(c.GetKind())

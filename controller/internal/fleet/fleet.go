@@ -40,27 +40,29 @@ var (
 
 // Fleet is the inventory. It is safe for concurrent use.
 type Fleet struct {
-	st  store.Store
-	log hclog.Logger
-	// Changed is called when facts that matter for assignments changed; set before Run.
-	changed func(organisation string)
+	st      store.Store
+	log     hclog.Logger
+	written func(agents, organisations []string)
 
 	mu     sync.RWMutex
 	agents map[string]*record
 	dirty  map[string]bool
-	// mailbox counts Mailbox servers by organisation and build, so that "is every one fixed" need not look at each.
+	// mailbox counts Mailbox servers by organisation and build, so that "is every one fixed" need not look at each. It
+	// counts what is on disk: what was decided by facts must not be decided otherwise after a crash that forgot them.
 	mailbox map[string]map[string]int
 }
 
 type record struct {
 	a         *stopgapv1.Agent // replaced, never changed in place
+	counted   *stopgapv1.Facts // as on disk
 	connected bool
 	own       []*stopgapv1.Health // raised here about it
 }
 
-// Load reads the inventory.
-func Load(ctx context.Context, st store.Store, log hclog.Logger, changed func(organisation string)) (*Fleet, error) {
-	f := &Fleet{st: st, log: log, changed: changed, agents: map[string]*record{}, dirty: map[string]bool{}, mailbox: map[string]map[string]int{}}
+// Load reads the inventory. written is called after records were written, with their ids and the organisations whose facts
+// changed by that.
+func Load(ctx context.Context, st store.Store, log hclog.Logger, written func(agents, organisations []string)) (*Fleet, error) {
+	f := &Fleet{st: st, log: log, written: written, agents: map[string]*record{}, dirty: map[string]bool{}, mailbox: map[string]map[string]int{}}
 	kvs, _, err := st.List(ctx, prefix)
 	if err != nil {
 		return nil, err
@@ -70,7 +72,7 @@ func Load(ctx context.Context, st store.Store, log hclog.Logger, changed func(or
 		if err := proto.Unmarshal(kv.Value, a); err != nil {
 			return nil, fmt.Errorf("fleet: %s: %w", kv.Key, err)
 		}
-		f.agents[a.GetId()] = &record{a: a}
+		f.agents[a.GetId()] = &record{a: a, counted: a.GetFacts()}
 		f.count(a.GetFacts(), 1)
 	}
 	return f, nil
@@ -96,14 +98,15 @@ func (f *Fleet) flush(ctx context.Context) error {
 	for {
 		f.mu.Lock()
 		var ops []store.Op
-		var ids []string
+		batch := map[string]*stopgapv1.Agent{}
 		for id := range f.dirty {
-			raw, err := proto.Marshal(f.agents[id].a)
+			a := f.agents[id].a
+			raw, err := proto.Marshal(a)
 			if err != nil {
 				f.mu.Unlock()
 				return err
 			}
-			ops, ids = append(ops, store.Op{Key: prefix + id, Value: raw}), append(ids, id)
+			ops, batch[id] = append(ops, store.Op{Key: prefix + id, Value: raw}), a
 			delete(f.dirty, id)
 			if len(ops) == flushBatch {
 				break
@@ -116,13 +119,48 @@ func (f *Fleet) flush(ctx context.Context) error {
 		sort.Slice(ops, func(i, j int) bool { return ops[i].Key < ops[j].Key })
 		if _, err := f.st.Txn(ctx, nil, ops); err != nil {
 			f.mu.Lock()
-			for _, id := range ids {
+			for id := range batch {
 				f.dirty[id] = true
 			}
 			f.mu.Unlock()
 			return err
 		}
+		f.settle(batch)
 	}
+}
+
+// settle counts what was written, and tells.
+func (f *Fleet) settle(batch map[string]*stopgapv1.Agent) {
+	ids := make([]string, 0, len(batch))
+	orgs := map[string]bool{}
+	f.mu.Lock()
+	for id, a := range batch {
+		ids = append(ids, id)
+		r := f.agents[id]
+		if old := r.counted; !proto.Equal(old, a.GetFacts()) {
+			f.count(old, -1)
+			f.count(a.GetFacts(), 1)
+			orgs[a.GetFacts().GetOrganisation()] = true
+			if old != nil {
+				orgs[old.GetOrganisation()] = true
+			}
+		}
+		r.counted = a.GetFacts()
+	}
+	f.mu.Unlock()
+	names := make([]string, 0, len(orgs))
+	for o := range orgs {
+		names = append(names, o)
+	}
+	f.written(ids, names)
+}
+
+// Settled says whether an agent's facts are on disk, as they are known now: before that nothing is released to it.
+func (f *Fleet) Settled(id string) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	r := f.agents[id]
+	return r != nil && r.counted != nil && (r.counted == r.a.GetFacts() || proto.Equal(r.counted, r.a.GetFacts()))
 }
 
 // clip bounds a text; a rune that the bound cuts goes.
@@ -168,23 +206,11 @@ func (f *Fleet) update(id string, change func(a *stopgapv1.Agent, r *record)) {
 		f.agents[id] = r
 	}
 	old := r.a
-	next := proto.Clone(old).(*stopgapv1.Agent)
+	next := proto.CloneOf(old)
 	change(next, r)
-	var orgs []string
-	if !proto.Equal(old.GetFacts(), next.GetFacts()) {
-		f.count(old.GetFacts(), -1)
-		f.count(next.GetFacts(), 1)
-		orgs = append(orgs, next.GetFacts().GetOrganisation())
-		if o := old.GetFacts(); o != nil && o.GetOrganisation() != next.GetFacts().GetOrganisation() {
-			orgs = append(orgs, o.GetOrganisation())
-		}
-	}
 	r.a = next
 	f.dirty[id] = true
 	f.mu.Unlock()
-	for _, o := range orgs {
-		f.changed(o)
-	}
 }
 
 // Connected records an agent's Hello on a stream (stream true) or a pull.
@@ -266,7 +292,7 @@ func (f *Fleet) Raise(id, code, text string) {
 
 // view is a record as operators see it; the caller holds the lock.
 func (r *record) view(now time.Time) *stopgapv1.Agent {
-	a := proto.Clone(r.a).(*stopgapv1.Agent)
+	a := proto.CloneOf(r.a)
 	a.Health = append(a.Health, r.own...)
 	switch {
 	case r.connected:

@@ -44,6 +44,7 @@ type Rollout struct {
 
 	mu         sync.RWMutex
 	generation uint64
+	told       uint64 // the generation that everybody was told of
 	byOrg      map[string]assignment
 }
 
@@ -52,6 +53,7 @@ type assignment struct {
 	data       []byte
 	items      []*stopgapv1.AssignmentItem
 	version    uint64
+	stale      bool
 }
 
 // New makes a rollout. Its epoch is new with each start of the controller, so that one restored from a backup, whose
@@ -67,8 +69,17 @@ func New(cfg Config) (*Rollout, error) {
 // Epoch is the controller's epoch.
 func (r *Rollout) Epoch() string { return r.epoch }
 
-// FactsChanged asks for a new look soon.
-func (r *Rollout) FactsChanged(string) {
+// FactsChanged makes the assignments of organisations stale: whoever asks next gets them made anew, and everybody else is
+// told soon.
+func (r *Rollout) FactsChanged(organisations []string) {
+	r.mu.Lock()
+	for _, o := range organisations {
+		if a, ok := r.byOrg[o]; ok {
+			a.stale = true
+			r.byOrg[o] = a
+		}
+	}
+	r.mu.Unlock()
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -95,17 +106,19 @@ func (r *Rollout) Run(ctx context.Context) error {
 // Recompute makes the assignments of every organisation anew, and tells if one changed.
 func (r *Rollout) Recompute() {
 	cur := r.cfg.Policy()
-	changed := false
 	for _, org := range r.cfg.Agents.Organisations() {
-		_, c := r.compute(cur, org)
-		changed = changed || c
+		r.compute(cur, org)
 	}
+	r.mu.Lock()
+	changed := r.generation != r.told // also by who asked meanwhile
+	r.told = r.generation
+	r.mu.Unlock()
 	if changed {
 		r.cfg.Changed()
 	}
 }
 
-func (r *Rollout) compute(cur *policy.Current, org string) (assignment, bool) {
+func (r *Rollout) compute(cur *policy.Current, org string) assignment {
 	var table *exchange.Table
 	if cur.Fixed != nil {
 		table = cur.Fixed.Table
@@ -119,17 +132,19 @@ func (r *Rollout) compute(cur *policy.Current, org string) (assignment, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.byOrg[org]; ok && (old.version > cur.Version || old.version == cur.Version && sameItems(old.items, items)) {
-		return old, false
+		old.stale = false
+		r.byOrg[org] = old
+		return old
 	}
 	r.generation++
 	data, err := proto.Marshal(&stopgapv1.Assignment{Fleet: r.cfg.Fleet, Organisation: org, ControllerEpoch: r.epoch,
 		Generation: r.generation, PolicyVersion: cur.Version, Items: items})
 	if err != nil {
-		return r.byOrg[org], false // can't happen: organisation names are checked where they come in
+		return r.byOrg[org] // can't happen: organisation names are checked where they come in
 	}
-	a := assignment{r.generation, data, items, cur.Version}
+	a := assignment{generation: r.generation, data: data, items: items, version: cur.Version}
 	r.byOrg[org] = a
-	return a, true
+	return a
 }
 
 func sameItems(a, b []*stopgapv1.AssignmentItem) bool {
@@ -150,8 +165,8 @@ func (r *Rollout) For(org string) (data []byte, generation uint64) {
 	r.mu.RLock()
 	a, ok := r.byOrg[org]
 	r.mu.RUnlock()
-	if !ok || a.version < cur.Version {
-		a, _ = r.compute(cur, org)
+	if !ok || a.stale || a.version < cur.Version {
+		a = r.compute(cur, org)
 	}
 	if cur.Version == 0 {
 		return nil, 0

@@ -132,6 +132,21 @@ func (s *Service) Changed() {
 	}
 }
 
+// Wake tells some agents.
+func (s *Service) Wake(ids []string) {
+	s.mu.Lock()
+	some := make([]*session, 0, len(ids))
+	for _, id := range ids {
+		if x := s.live[id]; x != nil {
+			some = append(some, x)
+		}
+	}
+	s.mu.Unlock()
+	for _, x := range some {
+		x.wake()
+	}
+}
+
 // Recheck asks agents to look at their servers now; an empty id means all. It says how many were asked.
 func (s *Service) Recheck(id string) uint32 {
 	n := uint32(0)

@@ -137,7 +137,9 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 		f.Command, some = &stopgapv1.Command{Kind: sl.command}, true
 		sl.command = 0
 	}
-	if !sl.unanswered {
+	// Nothing is released before the facts it is decided by are on disk; until then policy has time too.
+	settled := s.svc.cfg.Fleet.Settled(s.id)
+	if settled && !sl.unanswered {
 		base := sl.held
 		if sl.full {
 			base = 0
@@ -148,9 +150,11 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 			sl.unanswered, sl.attempted = true, version
 		}
 	}
-	if data, generation := s.svc.cfg.Rollout.For(s.org); data != nil && generation != sl.assigned {
-		f.Assignment, some = data, true
-		sl.assigned = generation
+	if settled {
+		if data, generation := s.svc.cfg.Rollout.For(s.org); data != nil && generation != sl.assigned {
+			f.Assignment, some = data, true
+			sl.assigned = generation
+		}
 	}
 	if sl.heartbeat {
 		f.Heartbeat, some = &stopgapv1.Heartbeat{ServerTime: timestamppb.Now()}, true

@@ -1,0 +1,88 @@
+# Stopgap: everything a developer or CI does. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+GO ?= go
+TOOLS := $(CURDIR)/.tools
+export PATH := $(TOOLS):$(PATH)
+# Every binary without cgo, so that one built here runs on any Linux.
+export CGO_ENABLED ?= 0
+LDFLAGS := -s -w
+PROTOVALIDATE := github.com/bufbuild/protovalidate@v1.2.2
+AGENTS ?= 2000
+TESTFLAGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build the three programs, and the lab's, into bin/
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./controller/cmd/... ./agent/cmd/... ./e2e/cmd/...
+
+.PHONY: demo
+demo: build ## play the main job with six lab servers; KEEP=1 leaves it running
+	$(GO) run ./e2e/demo $(if $(KEEP),-keep)
+
+.PHONY: test
+test: ## run every test (needs a C compiler for the race detector; without one it runs without)
+	@if CGO_ENABLED=1 $(GO) env CC | xargs -I{} sh -c 'command -v {} >/dev/null'; then \
+	  CGO_ENABLED=1 $(GO) test -race -timeout 15m $(TESTFLAGS) ./...; \
+	else \
+	  echo "no C compiler: testing without the race detector (apt-get install gcc)"; $(GO) test -timeout 15m $(TESTFLAGS) ./...; \
+	fi
+
+.PHONY: bench
+bench: build ## measure a fleet of AGENTS light agents on this machine; prints JSON
+	$(GO) run ./e2e/bench -agents $(AGENTS)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 30s) each
+	@for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz'); do \
+	    echo "== $$pkg $$f"; $(GO) test $$pkg -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} || exit 1; \
+	  done; \
+	done
+
+# Tools are built from modules of their own, so that the product's go.mod stays short.
+$(TOOLS)/.proto: tools/go.mod tools/go.sum
+	@mkdir -p $(TOOLS)
+	cd tools && $(GO) build -o $(TOOLS)/ tool
+	@touch $@
+
+$(TOOLS)/.lint: tools/lint/go.mod tools/lint/go.sum
+	@mkdir -p $(TOOLS)
+	cd tools/lint && $(GO) build -o $(TOOLS)/ tool
+	@touch $@
+
+.PHONY: tools
+tools: $(TOOLS)/.proto $(TOOLS)/.lint ## build the pinned tools into .tools/
+
+.PHONY: generate
+generate: $(TOOLS)/.proto ## generate Go from the protos
+	@install -D -m 0644 "$$($(GO) mod download -json $(PROTOVALIDATE) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')/proto/protovalidate/buf/validate/validate.proto" proto/buf/validate/validate.proto
+	buf generate
+
+.PHONY: generate-check
+generate-check: generate ## fail when the committed generated code is stale
+	@git diff --exit-code --stat -- proto || { echo "proto/ is stale: run make generate and commit"; exit 1; }
+	@test -z "$$(git ls-files --others --exclude-standard proto)" || { echo "proto/ has files that are not committed"; exit 1; }
+
+# What buf breaking compares with: the last release, or before the first one the last commit.
+BREAKING_REF = $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse HEAD)
+
+.PHONY: lint
+lint: $(TOOLS)/.proto $(TOOLS)/.lint ## buf lint, buf breaking, golangci-lint
+	buf lint
+	buf breaking --against '.git#ref=$(BREAKING_REF)'
+	golangci-lint run ./...
+	GOOS=windows golangci-lint run ./agent/... ./shared/...
+
+.PHONY: windows
+windows: ## build the agent for Windows
+	@mkdir -p bin
+	GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/stopgap-agent.exe ./agent/cmd/stopgap-agent
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .tools .demo .bench

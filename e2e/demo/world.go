@@ -1,0 +1,313 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/procs"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/trust"
+)
+
+// server is one lab server of the demo.
+type server struct {
+	name  string
+	spec  lab.Spec
+	dir   string // the lab server
+	state string // its agent's
+	web   *lab.Server
+	agent *procs.Proc
+	id    string
+}
+
+// demo is the world the steps play in.
+type demo struct {
+	bin, dir, addr string
+	servers        []*server
+	controller     *procs.Proc
+	conn           *grpc.ClientConn
+	fleet          stopgapv1.FleetServiceClient
+	cancel         context.CancelFunc
+	originals      map[string][]byte // of the smaller organisation's web.config files, by path
+	published      time.Time
+}
+
+var cast = []lab.Spec{
+	{Template: lab.Exchange2016CU19, Host: "EX01", Organisation: "Contoso", DAG: "DAG1"},
+	{Template: lab.Exchange2016CU23, Host: "EX02", Organisation: "Contoso", DAG: "DAG1"},
+	{Template: lab.ExchangeSE, Build: "15.2.2562.43", Host: "EX03", Organisation: "Contoso"},
+	{Template: lab.Exchange2019CU15, Host: "EDGE01", Organisation: "Contoso", Edge: true},
+	{Template: lab.Exchange2019CU14, Host: "FX01", Organisation: "Fabrikam"},
+	{Template: lab.Exchange2019CU15, Host: "FX02", Organisation: "Fabrikam"},
+}
+
+// fixedBuild is what the smaller organisation installs.
+var fixedBuild = map[string]string{"FX01": "15.2.1544.41", "FX02": "15.2.1748.46"}
+
+func (d *demo) program(name string) string { return filepath.Join(d.bin, name) }
+
+func (d *demo) operatorDir() string { return filepath.Join(d.dir, "controller", "operators", "admin") }
+
+// stopgap runs the operators' program.
+func (d *demo) stopgap(ctx context.Context, args ...string) (string, error) {
+	return procs.Output(ctx, d.program("stopgap"), append([]string{"--controller", d.addr, "--credentials", d.operatorDir()}, args...)...)
+}
+
+// admin runs the server administrator's program on one server.
+func (d *demo) admin(ctx context.Context, s *server, args ...string) (string, error) {
+	return procs.Output(ctx, d.program("stopgap-agent"), append([]string{"--state", s.state}, args...)...)
+}
+
+func (d *demo) server(name string) *server {
+	for _, s := range d.servers {
+		if s.name == name {
+			return s
+		}
+	}
+	panic("demo: no server " + name)
+}
+
+// start makes the fleet and starts everything.
+func (d *demo) start(ctx context.Context) error {
+	if err := clean(d.dir); err != nil {
+		return err
+	}
+	for _, p := range []string{"stopgap", "stopgap-agent", "stopgap-controller"} {
+		if _, err := os.Stat(d.program(p)); err != nil {
+			return fmt.Errorf("%w: `make build` makes it", err)
+		}
+	}
+	var err error
+	if d.addr, err = procs.FreeAddr(); err != nil {
+		return err
+	}
+	data := filepath.Join(d.dir, "controller")
+	if _, err := procs.Output(ctx, d.program("stopgap-controller"), "--data", data, "init", "--fleet", "demo"); err != nil {
+		return err
+	}
+	d.controller = procs.New("controller", d.program("stopgap-controller"), filepath.Join(d.dir, "controller.log"),
+		"--data", data, "run", "--listen", d.addr, "--heartbeat", "2s")
+	if err := d.controller.Start(); err != nil {
+		return err
+	}
+	hctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	for _, spec := range cast {
+		s := &server{name: spec.Host, spec: spec, dir: filepath.Join(d.dir, spec.Host, "server"), state: filepath.Join(d.dir, spec.Host, "agent")}
+		if err := lab.Make(s.dir, spec); err != nil {
+			return err
+		}
+		if !spec.Edge {
+			if s.web, err = lab.Serve(s.dir, "127.0.0.1:0"); err != nil {
+				return err
+			}
+			go lab.HealthManager(hctx, s.dir, 250*time.Millisecond)
+		}
+		out, err := procs.Output(ctx, d.program("stopgap-controller"), "--data", data, "agent-cert", s.name, "--out", filepath.Join(s.state, "credentials"))
+		if err != nil {
+			return err
+		}
+		s.id = strings.Fields(out)[1]
+		s.agent = procs.New(s.name, d.program("stopgap-agent"), filepath.Join(d.dir, s.name, "agent.log"),
+			"--state", s.state, "run", "--controller", d.addr, "--host", "lab:"+s.dir, "--name", s.name, "--retry-min", "200ms", "--retry-max", "1s")
+		if err := s.agent.Start(); err != nil {
+			return err
+		}
+		d.servers = append(d.servers, s)
+	}
+	creds, err := trust.LoadCredentials(d.operatorDir())
+	if err != nil {
+		return err
+	}
+	if d.conn, err = grpc.NewClient(d.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...); err != nil {
+		return err
+	}
+	d.fleet = stopgapv1.NewFleetServiceClient(d.conn)
+	return nil
+}
+
+// clean removes what an earlier demo left, and nothing else.
+func clean(dir string) error {
+	marker := filepath.Join(dir, "made-by-stopgap-demo")
+	if _, err := os.Stat(dir); err == nil {
+		if _, err := os.Stat(marker); err != nil {
+			return fmt.Errorf("%s exists and was not made by the demo; name another with --dir", dir)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(marker, nil, 0o600)
+}
+
+// stop ends everything that start started.
+func (d *demo) stop() {
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
+	for _, s := range d.servers {
+		s.agent.Stop()
+		if s.web != nil {
+			_ = s.web.Close()
+		}
+	}
+	if d.controller != nil {
+		d.controller.Stop()
+	}
+	if d.cancel != nil {
+		d.cancel()
+	}
+}
+
+// tails prints the ends of the logs, for a step that failed.
+func (d *demo) tails() {
+	all := []*procs.Proc{d.controller}
+	for _, s := range d.servers {
+		all = append(all, s.agent)
+	}
+	for _, p := range all {
+		if p != nil {
+			fmt.Printf("--- log of %s\n%s\n", p.Name, p.LogTail())
+		}
+	}
+}
+
+func (d *demo) agents(ctx context.Context) (map[string]*stopgapv1.Agent, error) {
+	st, err := d.fleet.ListAgents(ctx, &stopgapv1.ListAgentsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]*stopgapv1.Agent{}
+	for {
+		r, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[r.GetAgent().GetName()] = r.GetAgent()
+	}
+}
+
+// outcomes gives the current outcomes by server and mitigation.
+func (d *demo) outcomes(ctx context.Context) (map[string]map[string]*stopgapv1.OutcomeRecord, error) {
+	st, err := d.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]map[string]*stopgapv1.OutcomeRecord{}
+	for {
+		r, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		rec := r.GetRecord()
+		if out[rec.GetAgentName()] == nil {
+			out[rec.GetAgentName()] = map[string]*stopgapv1.OutcomeRecord{}
+		}
+		out[rec.GetAgentName()][rec.GetOutcome().GetMitigation()] = rec
+	}
+}
+
+func state(r *stopgapv1.OutcomeRecord) string {
+	if r == nil {
+		return "-"
+	}
+	s := strings.TrimPrefix(r.GetOutcome().GetState().String(), "OUTCOME_STATE_")
+	if s == "NOT_APPLICABLE" {
+		return "n/a " + r.GetOutcome().GetCode()
+	}
+	return s
+}
+
+// table draws servers against mitigations.
+func (d *demo) table(outs map[string]map[string]*stopgapv1.OutcomeRecord) string {
+	ids := map[string]bool{}
+	for _, m := range outs {
+		for id := range m {
+			ids[id] = true
+		}
+	}
+	cols := make([]string, 0, len(ids))
+	for id := range ids {
+		cols = append(cols, id)
+	}
+	sort.Strings(cols)
+	var b strings.Builder
+	fmt.Fprintf(&b, "   %-8s %-14s %-9s", "SERVER", "BUILD", "ORG")
+	for _, c := range cols {
+		fmt.Fprintf(&b, " %-14s", c)
+	}
+	b.WriteString("\n")
+	for _, s := range d.servers {
+		build := s.spec.Build
+		if a, err := lab.Facts(s.dir); err == nil {
+			build = a.ExchangeBuild
+		}
+		fmt.Fprintf(&b, "   %-8s %-14s %-9s", s.name, build, s.spec.Organisation)
+		for _, c := range cols {
+			fmt.Fprintf(&b, " %-14s", state(outs[s.name][c]))
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// live shows the table as it fills, redrawn in place on a terminal, until done says so.
+func (d *demo) live(ctx context.Context, limit time.Duration, done func(map[string]map[string]*stopgapv1.OutcomeRecord) error) error {
+	terminal := false
+	if st, err := os.Stdout.Stat(); err == nil {
+		terminal = st.Mode()&os.ModeCharDevice != 0
+	}
+	drawn := 0
+	last := ""
+	err := procs.Wait(ctx, limit, func() error {
+		outs, err := d.outcomes(ctx)
+		if err != nil {
+			return err
+		}
+		last = d.table(outs)
+		if terminal {
+			if drawn > 0 {
+				fmt.Printf("\x1b[%dA\x1b[J", drawn)
+			}
+			fmt.Print(last)
+			drawn = strings.Count(last, "\n")
+		}
+		return done(outs)
+	})
+	if !terminal {
+		fmt.Print(last)
+	}
+	return err
+}
+
+func (d *demo) instructions() {
+	fmt.Printf("\nEverything runs until you press Ctrl-C. In another terminal:\n\n"+
+		"  export STOPGAP_CONTROLLER=%s STOPGAP_CREDENTIALS=%s\n  cd %s\n"+
+		"  ./stopgap agents list\n  ./stopgap agents show EX01\n  ./stopgap outcomes\n  ./stopgap watch\n  ./stopgap withdraw M1@1 --yes\n\n",
+		d.addr, d.operatorDir(), d.bin)
+	for _, s := range d.servers {
+		if s.web != nil {
+			fmt.Printf("  %-7s %s   ./stopgap-agent --state %s status\n", s.name, s.web.URL(), s.state)
+		}
+	}
+}
