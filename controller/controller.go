@@ -129,8 +129,9 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	var err error
 	// Policy and fleet tell the rollout, the rollout tells the sessions; each is called only after all are made.
 	pol, err := policy.Load(ctx, c.store, func() {
-		c.rollout.Recompute()
-		c.sessions.Changed()
+		if !c.rollout.Recompute() {
+			c.sessions.Changed()
+		}
 	})
 	if err != nil {
 		return err
@@ -161,6 +162,21 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 
 // Addr is the address it listens on.
 func (c *Controller) Addr() string { return c.ln.Addr().String() }
+
+// Stats is what a running controller counts of itself since its start.
+type Stats struct {
+	// Connected is the number of live streams.
+	Connected int
+	// Outcomes committed, and when the last of them was on disk.
+	Outcomes     uint64
+	LastRecorded time.Time
+}
+
+// Stats counts. It may be called at any time.
+func (c *Controller) Stats() Stats {
+	n, last := c.recorder.Recorded()
+	return Stats{Connected: c.sessions.Connected(), Outcomes: n, LastRecorded: last}
+}
 
 // Close releases a controller that does not run.
 func (c *Controller) Close() error {

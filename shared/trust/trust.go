@@ -146,6 +146,8 @@ func ServerTLS(cert tls.Certificate, clients *x509.CertPool) *tls.Config {
 		ClientAuth:             tls.RequireAndVerifyClientCert,
 		ClientCAs:              clients,
 		SessionTicketsDisabled: true,
+		// A push is one message of some KiB after a long silence: in small records it would be three or four writes.
+		DynamicRecordSizingDisabled: true,
 	}
 }
 
@@ -156,5 +158,7 @@ func ClientTLS(c *Credentials, serverName string) *tls.Config {
 		Certificates: []tls.Certificate{c.Cert},
 		RootCAs:      c.CA,
 		ServerName:   serverName,
+
+		DynamicRecordSizingDisabled: true,
 	}
 }

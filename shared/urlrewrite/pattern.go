@@ -324,7 +324,6 @@ func (s *scanner) sequence(depth int) (shape, error) {
 }
 
 func (s *scanner) quantifier() (lo, hi int, quantified bool, err error) {
-	hi = 1
 	switch s.peek() {
 	case '*':
 		lo, hi = 0, -1

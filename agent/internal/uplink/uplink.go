@@ -152,7 +152,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		began := time.Now()
 		wait, err := u.stream(ctx)
 		if ctx.Err() != nil {
-			break
+			return nil //nolint:nilerr // a stream that ends with ctx ended well
 		}
 		if time.Since(began) >= stood {
 			b.Reset()
@@ -251,6 +251,9 @@ func (u *Uplink) waitForOutcomes(ctx context.Context) bool {
 		return true
 	}
 }
+
+// maxUnacknowledged bounds the outcomes that are sent and not yet acknowledged; the controller acknowledges within a second.
+const maxUnacknowledged = 8 * transport.MaxOutcomes
 
 // session is one stream.
 type session struct {
@@ -413,7 +416,7 @@ func (s *session) receive(f *stopgapv1.ConnectResponse) error {
 	return s.send(out)
 }
 
-// send sends a frame with whatever else is to be said: outcomes, one batch unacknowledged at a time, and changed facts.
+// send sends a frame with whatever else is to be said: a batch of outcomes, and changed facts.
 func (s *session) send(out *stopgapv1.ConnectRequest) error {
 	if out == nil {
 		out = &stopgapv1.ConnectRequest{}
@@ -428,10 +431,16 @@ func (s *session) send(out *stopgapv1.ConnectRequest) error {
 		if batch, err = h.Pending(0, transport.MaxOutcomes); err != nil {
 			return err
 		}
+		if len(batch.GetOutcomes()) > 0 {
+			s.acked = batch.GetOutcomes()[0].GetSequence() - 1
+			s.sent = s.acked
+		}
 	}
-	if n := len(batch.GetOutcomes()); n > 0 && s.acked >= s.sent {
+	more := false
+	if n := len(batch.GetOutcomes()); n > 0 && s.sent-min(s.acked, s.sent) < maxUnacknowledged {
 		out.Outcomes = batch
 		s.sent = batch.GetOutcomes()[n-1].GetSequence()
+		more = n == transport.MaxOutcomes
 	}
 	if f := h.Facts(); f != nil && f.String() != s.facts.String() {
 		out.Facts, s.facts = f, f
@@ -439,7 +448,10 @@ func (s *session) send(out *stopgapv1.ConnectRequest) error {
 	if out.PolicyAck == nil && out.PolicyNack == nil && out.Outcomes == nil && out.Facts == nil && out.Heartbeat == nil {
 		return nil
 	}
-	return s.stream.Send(out)
+	if err := s.stream.Send(out); err != nil || !more {
+		return err
+	}
+	return s.send(nil)
 }
 
 // retryInfo is how long the controller asks to wait before the next try.

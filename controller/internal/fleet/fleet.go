@@ -56,7 +56,10 @@ type record struct {
 	a         *stopgapv1.Agent // replaced, never changed in place
 	counted   *stopgapv1.Facts // as on disk
 	connected bool
-	own       []*stopgapv1.Health // raised here about it
+	// Policy, as the agent said last; not on disk.
+	holds, refused uint64
+	refusedError   string
+	own            []*stopgapv1.Health // raised here about it
 }
 
 // Load reads the inventory. written is called after records were written, with their ids and the organisations whose facts
@@ -220,10 +223,9 @@ func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
 		if h.GetFacts() != nil {
 			a.Facts = cleanFacts(h.GetFacts())
 		}
-		a.PolicyVersion = h.GetPolicyVersion()
-		a.RefusedVersion, a.RefusedError = 0, ""
+		r.holds, r.refused, r.refusedError = h.GetPolicyVersion(), 0, ""
 		if h.GetAttemptedError() != "" {
-			a.RefusedVersion, a.RefusedError = h.GetAttemptedVersion(), clip(h.GetAttemptedError())
+			r.refused, r.refusedError = h.GetAttemptedVersion(), clip(h.GetAttemptedError())
 		}
 		a.Health, a.LastSeen = cleanHealth(h.GetHealth()), timestamppb.Now()
 		r.connected = r.connected || stream
@@ -243,11 +245,23 @@ func (f *Fleet) Facts(id string, facts *stopgapv1.Facts) {
 	f.update(id, func(a *stopgapv1.Agent, _ *record) { a.Facts = cleanFacts(facts) })
 }
 
-// Holds records which policy version an agent holds, and which it refused ("" for none).
-func (f *Fleet) Holds(id string, version, refused uint64, why string) {
-	f.update(id, func(a *stopgapv1.Agent, _ *record) {
-		a.PolicyVersion, a.RefusedVersion, a.RefusedError = version, refused, clip(why)
-	})
+// Holds records which policy version an agent holds. It is not written to the store: every Hello says it anew, and ten
+// thousand agents say it at once.
+func (f *Fleet) Holds(id string, version uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.agents[id]; r != nil {
+		r.holds, r.refused, r.refusedError = version, 0, ""
+	}
+}
+
+// Refused records a policy version that an agent refused, and the one it still holds.
+func (f *Fleet) Refused(id string, holds, refused uint64, why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.agents[id]; r != nil {
+		r.holds, r.refused, r.refusedError = holds, refused, clip(why)
+	}
 }
 
 // Heartbeat records an agent's standing warnings; nothing is written when they are what they were.
@@ -294,6 +308,7 @@ func (f *Fleet) Raise(id, code, text string) {
 func (r *record) view(now time.Time) *stopgapv1.Agent {
 	a := proto.CloneOf(r.a)
 	a.Health = append(a.Health, r.own...)
+	a.PolicyVersion, a.RefusedVersion, a.RefusedError = r.holds, r.refused, r.refusedError
 	switch {
 	case r.connected:
 		a.Presence = stopgapv1.Presence_PRESENCE_CONNECTED
@@ -363,9 +378,9 @@ func (f *Fleet) Ahead(version uint64) (agents uint32, newest uint64) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, r := range f.agents {
-		if v := r.a.GetPolicyVersion(); v > version {
+		if r.holds > version {
 			agents++
-			newest = max(newest, v)
+			newest = max(newest, r.holds)
 		}
 	}
 	return agents, newest

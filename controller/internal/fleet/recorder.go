@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/stopgap-em/stopgap/controller/internal/store"
@@ -13,6 +14,9 @@ import (
 type Recorder struct {
 	out   store.Outcomes
 	queue chan commit
+
+	recorded atomic.Uint64
+	last     atomic.Int64
 }
 
 type commit struct {
@@ -27,6 +31,10 @@ const (
 	groupLen = 20_000
 	// commitRetry is the pause after a transaction failed (disk full, say); agents keep and send again.
 	commitRetry = time.Second
+	// A group of busyGroup batches is the sign of a burst: then the next one is collected for linger. A transaction writes
+	// every page it touches, and in a burst each touches nearly all of them.
+	busyGroup = 64
+	linger    = 50 * time.Millisecond
 )
 
 // NewRecorder makes a recorder.
@@ -48,33 +56,25 @@ func (r *Recorder) Record(ctx context.Context, b store.Batch, done func(store.Ma
 	}
 }
 
+// Recorded says how many outcomes were committed since the start, and when the last of them was on disk.
+func (r *Recorder) Recorded() (outcomes uint64, last time.Time) {
+	return r.recorded.Load(), time.Unix(0, r.last.Load())
+}
+
 // Run commits until ctx ends; what waits then is answered with ErrStopping.
 func (r *Recorder) Run(ctx context.Context) error {
+	busy := false
 	for {
-		var group []commit
+		var first commit
 		select {
 		case <-ctx.Done():
 			r.drain()
 			return nil
-		case c := <-r.queue:
-			group = append(group, c)
+		case first = <-r.queue:
 		}
-		n := len(group[0].batch.Outcomes)
-	more:
-		for n < groupLen {
-			select {
-			case c := <-r.queue:
-				group = append(group, c)
-				n += len(c.batch.Outcomes)
-			default:
-				break more
-			}
-		}
-		batches := make([]store.Batch, len(group))
-		for i, c := range group {
-			batches[i] = c.batch
-		}
-		marks, err := r.out.CommitBatch(ctx, batches)
+		group := r.collect(ctx, first, busy)
+		busy = len(group) >= busyGroup
+		marks, err := r.commit(ctx, group)
 		for i, c := range group {
 			if err != nil {
 				c.done(store.Mark{}, err)
@@ -89,6 +89,43 @@ func (r *Recorder) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// collect takes what waits, for a little longer while there is a burst.
+func (r *Recorder) collect(ctx context.Context, first commit, busy bool) []commit {
+	group := []commit{first}
+	n := len(first.batch.Outcomes)
+	if busy {
+		select {
+		case <-ctx.Done():
+		case <-time.After(linger):
+		}
+	}
+	for n < groupLen {
+		select {
+		case c := <-r.queue:
+			group = append(group, c)
+			n += len(c.batch.Outcomes)
+		default:
+			return group
+		}
+	}
+	return group
+}
+
+func (r *Recorder) commit(ctx context.Context, group []commit) ([]store.Mark, error) {
+	batches := make([]store.Batch, len(group))
+	n := 0
+	for i, c := range group {
+		batches[i] = c.batch
+		n += len(c.batch.Outcomes)
+	}
+	marks, err := r.out.CommitBatch(ctx, batches)
+	if err == nil {
+		r.recorded.Add(uint64(n))
+		r.last.Store(time.Now().UnixNano())
+	}
+	return marks, err
 }
 
 func (r *Recorder) drain() {

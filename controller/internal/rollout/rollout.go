@@ -103,8 +103,8 @@ func (r *Rollout) Run(ctx context.Context) error {
 	}
 }
 
-// Recompute makes the assignments of every organisation anew, and tells if one changed.
-func (r *Rollout) Recompute() {
+// Recompute makes the assignments of every organisation anew, and tells if one changed; it says so too.
+func (r *Rollout) Recompute() bool {
 	cur := r.cfg.Policy()
 	for _, org := range r.cfg.Agents.Organisations() {
 		r.compute(cur, org)
@@ -116,6 +116,7 @@ func (r *Rollout) Recompute() {
 	if changed {
 		r.cfg.Changed()
 	}
+	return changed
 }
 
 func (r *Rollout) compute(cur *policy.Current, org string) assignment {

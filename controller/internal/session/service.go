@@ -46,6 +46,8 @@ const (
 	// drainSpread is over how long agents spread their reconnecting when the controller stops.
 	drainSpread = 5 * time.Second
 	drainWait   = 500 * time.Millisecond
+	// ackAfter is how long an acknowledgement waits for another frame to take it along.
+	ackAfter = time.Second
 )
 
 // Service implements AgentService.
@@ -74,8 +76,19 @@ func New(cfg Config) *Service {
 func (s *Service) Run(ctx context.Context) error {
 	t := time.NewTicker(s.cfg.Heartbeat / 3)
 	defer t.Stop()
+	acks := time.NewTicker(ackAfter / 4)
+	defer acks.Stop()
 	for {
 		select {
+		case now := <-acks.C:
+			for _, x := range s.sessions() {
+				x.mu.Lock()
+				due := x.slot.ack != nil && now.Sub(x.slot.ackSince) >= ackAfter
+				x.mu.Unlock()
+				if due {
+					x.wake()
+				}
+			}
 		case <-ctx.Done():
 			s.drain()
 			return nil
@@ -123,6 +136,13 @@ func (s *Service) sessions() []*session {
 		out = append(out, x)
 	}
 	return out
+}
+
+// Connected is the number of live streams.
+func (s *Service) Connected() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.live)
 }
 
 // Changed tells every agent what is new for it: policy, or its assignment.

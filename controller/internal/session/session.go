@@ -61,6 +61,7 @@ type slot struct {
 	ready     bool // Welcome was sent
 	welcome   *stopgapv1.Welcome
 	ack       *stopgapv1.OutcomeAck
+	ackSince  time.Time // since when it waits for a frame to ride on
 	heartbeat bool
 	command   stopgapv1.CommandKind
 	goodbye   *stopgapv1.Goodbye
@@ -72,6 +73,7 @@ type slot struct {
 	unanswered bool
 	full       bool // the agent could not use what was left out: send everything
 	assigned   uint64
+	settled    bool // the agent's facts are on disk
 }
 
 // errClosed is the end of a stream that its agent closed.
@@ -90,13 +92,14 @@ func (s *session) end(err error) {
 // wake sends what the slot holds, unless somebody is at it.
 func (s *session) wake() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.sending || s.ended != nil {
-		s.mu.Unlock()
 		return
 	}
-	s.sending = true
-	s.mu.Unlock()
-	go s.flush()
+	if frame := s.next(); frame != nil {
+		s.sending = true
+		go s.flush(frame)
+	}
 }
 
 // set marks something in the slot and wakes.
@@ -107,20 +110,18 @@ func (s *session) set(mark func(*slot)) {
 	s.wake()
 }
 
-func (s *session) flush() {
-	for {
-		s.mu.Lock()
-		frame := s.next()
-		if frame == nil || s.ended != nil {
-			s.sending = false
-			s.mu.Unlock()
-			return
-		}
-		s.mu.Unlock()
+// flush sends a frame, and then whatever else the slot holds by then.
+func (s *session) flush(frame *stopgapv1.ConnectResponse) {
+	for frame != nil {
 		if err := s.stream.Send(frame); err != nil {
 			s.end(status.Error(codes.Unavailable, "the stream can't be written"))
 			return
 		}
+		s.mu.Lock()
+		if frame = s.next(); frame == nil || s.ended != nil {
+			s.sending, frame = false, nil
+		}
+		s.mu.Unlock()
 	}
 }
 
@@ -138,8 +139,10 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 		sl.command = 0
 	}
 	// Nothing is released before the facts it is decided by are on disk; until then policy has time too.
-	settled := s.svc.cfg.Fleet.Settled(s.id)
-	if settled && !sl.unanswered {
+	if !sl.settled {
+		sl.settled = s.svc.cfg.Fleet.Settled(s.id)
+	}
+	if sl.settled && !sl.unanswered {
 		base := sl.held
 		if sl.full {
 			base = 0
@@ -150,7 +153,7 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 			sl.unanswered, sl.attempted = true, version
 		}
 	}
-	if settled {
+	if sl.settled {
 		if data, generation := s.svc.cfg.Rollout.For(s.org); data != nil && generation != sl.assigned {
 			f.Assignment, some = data, true
 			sl.assigned = generation
@@ -210,7 +213,7 @@ func (s *session) frame(f *stopgapv1.ConnectRequest) error {
 	if facts := f.GetFacts(); facts != nil {
 		s.svc.cfg.Fleet.Facts(s.id, facts)
 		s.mu.Lock()
-		s.org = facts.GetOrganisation()
+		s.org, s.slot.settled = facts.GetOrganisation(), false
 		s.mu.Unlock()
 		s.wake()
 	}
@@ -227,7 +230,7 @@ func (s *session) frame(f *stopgapv1.ConnectRequest) error {
 }
 
 func (s *session) acked(a *stopgapv1.PolicyAck) {
-	s.svc.cfg.Fleet.Holds(s.id, a.GetVersion(), 0, "")
+	s.svc.cfg.Fleet.Holds(s.id, a.GetVersion())
 	s.set(func(sl *slot) { sl.held, sl.unanswered, sl.full = a.GetVersion(), false, false })
 }
 
@@ -236,7 +239,7 @@ const nackRetry = 30 * time.Second
 
 func (s *session) nacked(n *stopgapv1.PolicyNack) {
 	s.svc.cfg.Logger.Error("policy refused by an agent", "agent", s.id, "version", n.GetVersion(), "permanent", n.GetPermanent(), "error", clip(n.GetError()))
-	s.svc.cfg.Fleet.Holds(s.id, n.GetHeldVersion(), n.GetVersion(), n.GetError())
+	s.svc.cfg.Fleet.Refused(s.id, n.GetHeldVersion(), n.GetVersion(), n.GetError())
 	if n.GetPermanent() {
 		s.set(func(sl *slot) { sl.held, sl.unanswered = n.GetHeldVersion(), false })
 		return
@@ -268,7 +271,14 @@ func (s *session) outcomes(b *stopgapv1.OutcomeBatch) error {
 			s.end(status.Error(codes.Unavailable, "outcomes can't be recorded now; keep them"))
 			return
 		}
-		s.set(func(sl *slot) { sl.ack = &stopgapv1.OutcomeAck{Epoch: m.Epoch, Sequence: m.Sequence} })
+		// Not urgent: the agent keeps what it reported until then, and whoever is still to be told of a policy goes first.
+		// It rides on the next frame, or on one of its own after ackAfter.
+		s.mu.Lock()
+		if s.slot.ack == nil {
+			s.slot.ackSince = time.Now()
+		}
+		s.slot.ack = &stopgapv1.OutcomeAck{Epoch: m.Epoch, Sequence: m.Sequence}
+		s.mu.Unlock()
 	})
 }
 

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -140,9 +139,56 @@ func (s *Store) List(_ context.Context, prefix string) (out []store.KV, rev int6
 }
 
 type event struct {
-	Key    string `json:"k"`
-	Value  []byte `json:"v,omitempty"`
-	Delete bool   `json:"d,omitempty"`
+	Key    string
+	Value  []byte
+	Delete bool
+}
+
+// An event is uvarint length, key; then 0 for a deletion, or the value's uvarint length plus one, and the value.
+func encodeEvents(es []event) []byte {
+	var b []byte
+	for _, e := range es {
+		b = binary.AppendUvarint(b, uint64(len(e.Key)))
+		b = append(b, e.Key...)
+		if e.Delete {
+			b = binary.AppendUvarint(b, 0)
+			continue
+		}
+		b = binary.AppendUvarint(b, uint64(len(e.Value))+1)
+		b = append(b, e.Value...)
+	}
+	return b
+}
+
+var errLog = errors.New("store: the log is damaged")
+
+func decodeEvents(b []byte) ([]event, error) {
+	take := func() (uint64, bool) {
+		n, w := binary.Uvarint(b)
+		if w <= 0 {
+			return 0, false
+		}
+		b = b[w:]
+		return n, true
+	}
+	var out []event
+	for len(b) > 0 {
+		n, ok := take()
+		if !ok || n > uint64(len(b)) {
+			return nil, errLog
+		}
+		e := event{Key: string(b[:n])}
+		b = b[n:]
+		if n, ok = take(); !ok || n > uint64(len(b))+1 {
+			return nil, errLog
+		}
+		if e.Delete = n == 0; !e.Delete {
+			e.Value = bytes.Clone(b[:n-1])
+			b = b[n-1:]
+		}
+		out = append(out, e)
+	}
+	return out, nil
 }
 
 // Txn implements store.Store.
@@ -173,11 +219,7 @@ func (s *Store) Txn(_ context.Context, compare []store.Compare, ops []store.Op) 
 				return err
 			}
 		}
-		raw, err := json.Marshal(events)
-		if err != nil {
-			return err
-		}
-		if err := tx.Bucket(bLog).Put(revKey(rev), raw); err != nil {
+		if err := tx.Bucket(bLog).Put(revKey(rev), encodeEvents(events)); err != nil {
 			return err
 		}
 		return compact(tx.Bucket(bLog), rev-keptRevisions)
@@ -235,8 +277,8 @@ func (w *watcher) Next(ctx context.Context) ([]store.Event, error) {
 			}
 			c := tx.Bucket(bLog).Cursor()
 			for k, v := c.Seek(revKey(w.after + 1)); k != nil && len(out) < watchBatch; k, v = c.Next() {
-				var es []event
-				if err := json.Unmarshal(v, &es); err != nil {
+				es, err := decodeEvents(v)
+				if err != nil {
 					return err
 				}
 				w.after = number(k)
