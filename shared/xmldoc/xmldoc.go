@@ -149,8 +149,7 @@ func parse(data []byte, fragment bool) (*Document, error) {
 				return nil, fail(at, "</%s> without a start tag", name(t.Name))
 			}
 			if n := name(t.Name); n != cur.Name {
-				line, col := LineCol(data, cur.Start)
-				return nil, fail(at, "</%s> closes <%s> of line %d, column %d", n, cur.Name, line, col)
+				return nil, fail(at, "</%s> where </%s> should be", n, cur.Name)
 			}
 			cur.CloseStart, cur.End = at, end
 			cur = cur.Parent

@@ -33,8 +33,9 @@ type Driver interface {
 	// SetPool sets autoStart (nil: absent) and brings the pool to a state. Between the two a crash can fall: a pool is
 	// stopped last and started first, so that what is left can still be told from what was there before.
 	SetPool(ctx context.Context, name string, want Pool) error
-	// Watch calls changed whenever something that Facts or an action reads may have changed, until ctx ends. The
-	// directories are those of the web.config files to watch besides.
+	// Watch calls changed whenever something that Facts or an action reads may have changed, until ctx ends; and once when
+	// it has begun to watch, since what changed before that was seen by nobody. The directories are those of the
+	// web.config files to watch besides.
 	Watch(ctx context.Context, dirs []string, changed func()) error
 }
 

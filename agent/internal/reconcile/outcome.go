@@ -61,6 +61,8 @@ func appliedCode(w *work, old *stopgapv1.Outcome) (code, reason string) {
 	switch {
 	case len(w.apply) > 0 && w.absent == len(w.apply):
 		return "not-present", "nothing to stop: " + w.apply[0].now.Detail
+	case w.adopted:
+		return "adopted", "found in place under our own name, unknown to the journal; taken over"
 	case w.foreign:
 		return "found", "found in place, put there by somebody else; it is not ours to take off"
 	case !w.touched && old.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && old.GetRevision() == w.Revision:

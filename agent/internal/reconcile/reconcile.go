@@ -214,6 +214,7 @@ type work struct {
 	failed   error
 	evidence []*stopgapv1.Evidence
 	foreign  bool // all of it was found in place and is not ours
+	adopted  bool // ours by name was found that the journal did not know
 	absent   int  // actions whose service or pool does not exist
 	touched  bool // something was journaled to be done
 	waiting  bool // failed before and not yet due
@@ -409,7 +410,10 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 				ours++
 			}
 			// Ours by name, unknown to the journal: adopt, so that it can be taken off again.
-			s.todo = plan.Now.Standing == host.InPlace && s.record == nil && s.file
+			if s.todo = plan.Now.Standing == host.InPlace && s.record == nil && s.file; s.todo {
+				w.adopted = true
+				foreign--
+			}
 		default:
 			s.todo = true
 		}

@@ -164,7 +164,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		until := time.Now().Add(wait)
 		for {
 			if !time.Now().Before(nextPull) {
-				if nextPull.IsZero() && !sleep(ctx, time.Duration(rand.Int64N(int64(u.cfg.RetryMin)))) {
+				if nextPull.IsZero() && !sleep(ctx, time.Duration(rand.Int64N(int64(min(u.cfg.RetryMin, u.cfg.PullInterval))))) {
 					return nil
 				}
 				nextPull = time.Now().Add(jittered(u.cfg.PullInterval))

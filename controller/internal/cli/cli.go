@@ -141,7 +141,7 @@ func publish(o *options) *cobra.Command {
 				}
 				fmt.Fprintf(w, "policy version %d\n", r.GetPolicyVersion())
 				if r.GetAgentsAhead() > 0 {
-					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d servers say they hold a newer policy (up to version %d) and ignore this one; if this controller was restored from a\n"+
+					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d servers say they hold another policy (up to version %d) and ignore this one; if this controller was restored from a\n"+
 						"backup, publish everything that should be in force with --min-version %d\n", r.GetAgentsAhead(), r.GetNewestClaimedVersion(), r.GetNewestClaimedVersion()+1)
 				}
 				return nil

@@ -106,11 +106,15 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	if len(files) == 0 {
 		return status.Error(codes.InvalidArgument, "nothing to publish")
 	}
+	// Before the publish: after it, a version of the same number would look like this one.
+	ahead, newest := s.cfg.Fleet.Ahead(s.cfg.Policy.Current().Version)
 	version, changes, err := s.cfg.Policy.Publish(st.Context(), files, minimum)
 	if err != nil {
 		return s.toStatus(err)
 	}
-	ahead, newest := s.cfg.Fleet.Ahead(version)
+	if version > newest {
+		ahead, newest = 0, 0
+	}
 	s.cfg.Logger.Info("published", "operator", identity.Caller(st.Context()).ID, "policy_version", version, "changes", strings.Join(changes, "; "))
 	return st.SendAndClose(&stopgapv1.PublishResponse{PolicyVersion: version, Changes: changes, AgentsAhead: ahead, NewestClaimedVersion: newest})
 }

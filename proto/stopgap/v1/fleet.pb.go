@@ -152,7 +152,7 @@ type PublishResponse struct {
 	PolicyVersion uint64 `protobuf:"varint,1,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	// One line for each file: what it changed.
 	Changes []string `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
-	// Servers whose agent says it holds a newer policy than this one; they ignore this one.
+	// Servers whose agent said before this publish that it holds this version, or a newer one; they ignore this one.
 	AgentsAhead uint32 `protobuf:"varint,3,opt,name=agents_ahead,json=agentsAhead,proto3" json:"agents_ahead,omitempty"`
 	// The newest version such an agent named.
 	NewestClaimedVersion uint64 `protobuf:"varint,4,opt,name=newest_claimed_version,json=newestClaimedVersion,proto3" json:"newest_claimed_version,omitempty"`

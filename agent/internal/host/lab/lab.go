@@ -263,6 +263,7 @@ func (h *Host) Watch(ctx context.Context, dirs []string, changed func()) error {
 			return fmt.Errorf("watch %s: %w", d, err)
 		}
 	}
+	changed()
 	var timer <-chan time.Time
 	for {
 		select {
