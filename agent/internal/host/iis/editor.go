@@ -285,8 +285,10 @@ func cut(doc *xmldoc.Document, e *xmldoc.Element, before *xmldoc.Document) []byt
 		parent := e.Parent
 		old := counterpart(before, parent)
 		if old == nil {
-			if before == nil && (parent.Name == "system.webServer" || parent.Name == "location") || parent.Parent == nil {
-				break // not known to be ours
+			// Without the original, empty sections are taken to be ours: they mean nothing either way. A <location> can mean
+			// something (a lock) and stays.
+			if before == nil && parent.Name == "location" || parent.Parent == nil {
+				break
 			}
 			e = parent
 			continue
