@@ -291,7 +291,7 @@ func (s *scanner) sequence(depth int) (shape, error) {
 				return out, s.fail(at, "can take exponential time: %s, repeated", atom.ambiguous)
 			case atom.hasLoop && !delimited(atom):
 				return out, s.fail(at, "can take exponential time: a repetition inside a repetition")
-			case atom.empty && (atom.hasLoop || len(atom.fixed) > 0):
+			case atom.empty:
 				return out, s.fail(at, "can take exponential time: repeats something that can be empty")
 			}
 			out.hasLoop = true
@@ -302,6 +302,13 @@ func (s *scanner) sequence(depth int) (shape, error) {
 		} else {
 			out.hasLoop = out.hasLoop || atom.hasLoop
 			out.loops = out.loops.or(atom.loops)
+			if lo != hi { // how often it matches is open: inside a repetition that is a repetition too
+				out.hasLoop = true
+				out.loops = out.loops.or(atom.first)
+				for _, f := range atom.fixed {
+					out.loops = out.loops.or(f)
+				}
+			}
 			if lo > 0 {
 				out.fixed = append(out.fixed, atom.fixed...)
 			}

@@ -105,6 +105,12 @@ func parse(data []byte, fragment bool) (*Document, error) {
 	}
 	dec := xml.NewDecoder(bytes.NewReader(body))
 	dec.Strict = true
+	dec.CharsetReader = func(label string, in io.Reader) (io.Reader, error) {
+		if strings.EqualFold(label, "us-ascii") {
+			return in, nil
+		}
+		return nil, fmt.Errorf("encoding %q is not supported: save the file as UTF-8", label)
+	}
 	root := &Element{End: len(data), OpenEnd: base, CloseStart: len(data)}
 	cur, depth, count := root, 0, 0
 	for {
@@ -168,9 +174,6 @@ func parse(data []byte, fragment bool) (*Document, error) {
 			if t.Target == "xml" && at != base {
 				return nil, fail(at, "the XML declaration must come first")
 			}
-			if enc := declaredEncoding(string(t.Inst)); t.Target == "xml" && enc != "" && !strings.EqualFold(enc, "utf-8") && !strings.EqualFold(enc, "us-ascii") {
-				return nil, fail(at, "encoding %q is not supported: save the file as UTF-8", enc)
-			}
 		}
 	}
 	if cur != root {
@@ -197,15 +200,6 @@ func name(n xml.Name) string {
 func firstWord(s string) string {
 	w, _, _ := strings.Cut(s, " ")
 	return w
-}
-
-func declaredEncoding(inst string) string {
-	_, rest, ok := strings.Cut(inst, "encoding=")
-	if !ok || len(rest) < 2 {
-		return ""
-	}
-	enc, _, _ := strings.Cut(rest[1:], rest[:1])
-	return enc
 }
 
 // LineCol gives the line and column (both from 1, columns in bytes) of an offset.

@@ -24,7 +24,10 @@ import (
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The lab evaluates patterns; regexp2's clock runs on for a while after the last match with a timeout.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/dlclark/regexp2.runClock"))
+}
 
 // rig is a lab server with a journal and whatever policy a test wants.
 type rig struct {

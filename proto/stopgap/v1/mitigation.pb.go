@@ -1344,11 +1344,11 @@ const file_stopgap_v1_mitigation_proto_rawDesc = "" +
 	"\blocation\x18\x01 \x01(\v2\x14.stopgap.v1.LocationB\x06\xbaH\x03\xc8\x01\x01R\blocation\x12#\n" +
 	"\ainbound\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\ainbound\x12%\n" +
 	"\boutbound\x18\x03 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\boutbound:g\xbaHd\x1ab\n" +
-	"\x14url_rewrite.fragment\x12\x1fneeds inbound or outbound rules\x1a)this.inbound != '' || this.outbound != ''\"r\n" +
+	"\x14url_rewrite.fragment\x12\x1fneeds inbound or outbound rules\x1a)this.inbound != '' || this.outbound != ''\"\x8c\x01\n" +
 	"\bLocation\x12\x1e\n" +
 	"\x04site\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x04site\x12F\n" +
-	"\x04path\x18\x02 \x01(\tB2\xbaH/r-\x18\xc8\x012(^/([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$R\x04path\"\x99\x01\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x04site\x12`\n" +
+	"\x04path\x18\x02 \x01(\tBL\xbaHIrG\x18\xc8\x012B^/([A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*)?$R\x04path\"\x99\x01\n" +
 	"\rServiceAction\x122\n" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[A-Za-z0-9_.$-]{1,80}$R\x04name\x12.\n" +
 	"\n" +
