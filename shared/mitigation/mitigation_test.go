@@ -68,7 +68,7 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 		"two roots fine, a stray element not": {action("<rule name=\"a\"/><foo/>"), "x:12:25: <foo>"},
 		"bad pattern":                         {action("<rule name=\"a\"><match url=\"(?i)x\"/></rule>"), "x:12:24: pattern"},
 		"entity bomb":                         {action("<!DOCTYPE x><rule name=\"a\"/>"), "<!DOCTYPE"},
-		"path traversal":                      {strings.Replace(action("<rule name=\"a\"/>"), "path: /", "path: /../..", 1), "x:10:34: actions[0].url_rewrite.location.path"},
+		"path traversal":                      {strings.Replace(action("<rule name=\"a\"/>"), "path: /", "path: /../..", 1), "x:10:33: actions[0].url_rewrite.location.path"},
 		"rule twice":                          {action("<rule name=\"a\"/>\n        <rule name=\"A\"/>"), "x:13:9: a second <rule>"},
 		"service name":                        {head + "actions:\n  - {id: a, service: {name: \"a b\", startType: DISABLED, state: STOPPED}}\n", "actions[0].service.name"},
 		"same service":                        {head + "actions:\n  - {id: a, service: {name: S, startType: DISABLED, state: STOPPED}}\n  - {id: b, service: {name: s, startType: DISABLED, state: STOPPED}}\n", "already the target"},
