@@ -1,0 +1,143 @@
+// Package hosttest is the behaviour every host driver must have.
+package hosttest
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"testing"
+	"time"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+)
+
+// Server is a server that a suite may play with: a Mailbox server with the service MSExchangeTransport (running, automatic)
+// and the pool MSExchangeOWAAppPool (started, autoStart absent).
+type Server struct {
+	Driver host.Driver
+	// Dir is the physical directory of an application with a web.config.
+	Dir string
+	// Change changes that web.config as somebody else would.
+	Change func(t *testing.T, data []byte)
+}
+
+// Run runs the suite. fresh gives a new server each time.
+func Run(t *testing.T, fresh func(t *testing.T) Server) {
+	t.Run("facts name build and roles", func(t *testing.T) {
+		t.Parallel()
+		f, err := fresh(t).Driver.Facts(t.Context())
+		if err != nil || f.GetExchangeBuild() == "" || len(f.GetRoles()) == 0 || f.GetMachineId() == "" {
+			t.Fatalf("got %v, %v", f, err)
+		}
+	})
+
+	t.Run("a web.config is replaced whole, and not when somebody changed it meanwhile", func(t *testing.T) {
+		t.Parallel()
+		s := fresh(t)
+		old, _, err := s.Driver.WebConfig(s.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := append(append([]byte(nil), old...), "<!-- x -->"...)
+		if err := s.Driver.ReplaceWebConfig(t.Context(), s.Dir, old, next); err != nil {
+			t.Fatal(err)
+		}
+		if now, _, err := s.Driver.WebConfig(s.Dir); err != nil || string(now) != string(next) {
+			t.Fatalf("%v\n%s", err, now)
+		}
+		theirs := []byte("<configuration>theirs</configuration>")
+		s.Change(t, theirs)
+		if err := s.Driver.ReplaceWebConfig(t.Context(), s.Dir, next, old); !errors.Is(err, host.ErrChanged) {
+			t.Fatalf("over somebody else's change: %v", err)
+		}
+		if now, _, _ := s.Driver.WebConfig(s.Dir); string(now) != string(theirs) {
+			t.Fatalf("their change was lost:\n%s", now)
+		}
+	})
+
+	t.Run("a missing web.config is fs.ErrNotExist", func(t *testing.T) {
+		t.Parallel()
+		if _, _, err := fresh(t).Driver.WebConfig(`C:\no\such\dir`); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("a service is stopped and disabled, and brought back as it was", func(t *testing.T) {
+		t.Parallel()
+		s := fresh(t)
+		before, err := s.Driver.Service(t.Context(), "MSExchangeTransport")
+		if err != nil || !before.Present || before.State != host.Running {
+			t.Fatalf("%+v %v", before, err)
+		}
+		off := before
+		off.StartType, off.State = host.StartDisabled, host.Stopped
+		for _, want := range []host.Service{off, off, before} {
+			if err := s.Driver.SetService(t.Context(), "MSExchangeTransport", want); err != nil {
+				t.Fatal(err)
+			}
+			if now, err := s.Driver.Service(t.Context(), "MSExchangeTransport"); err != nil || now != want {
+				t.Fatalf("%+v, want %+v, %v", now, want, err)
+			}
+		}
+		if now, err := s.Driver.Service(t.Context(), "NoSuchService"); err != nil || now.Present {
+			t.Fatalf("a service that does not exist: %+v %v", now, err)
+		}
+		if err := s.Driver.SetService(t.Context(), "NoSuchService", off); err == nil {
+			t.Fatal("a service that does not exist was set")
+		}
+	})
+
+	t.Run("a pool is stopped, and applicationHost.config is byte for byte what it was when it is back", func(t *testing.T) {
+		t.Parallel()
+		s := fresh(t)
+		config, _, err := s.Driver.ApplicationHost(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, err := s.Driver.Pool(t.Context(), "MSExchangeOWAAppPool")
+		if err != nil || !before.Present || before.State != host.Started || before.AutoStart != nil {
+			t.Fatalf("%+v %v", before, err)
+		}
+		no := false
+		if err := s.Driver.SetPool(t.Context(), "MSExchangeOWAAppPool", host.Pool{Present: true, AutoStart: &no, State: host.Stopped}); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := s.Driver.Pool(t.Context(), "MSExchangeOWAAppPool"); err != nil || now.State != host.Stopped || now.AutoStart == nil || *now.AutoStart {
+			t.Fatalf("%+v %v", now, err)
+		}
+		if err := s.Driver.SetPool(t.Context(), "MSExchangeOWAAppPool", before); err != nil {
+			t.Fatal(err)
+		}
+		if now, _, err := s.Driver.ApplicationHost(t.Context()); err != nil || string(now) != string(config) {
+			t.Fatalf("applicationHost.config differs, %v", err)
+		}
+		if now, err := s.Driver.Pool(t.Context(), "NoSuchPool"); err != nil || now.Present {
+			t.Fatalf("a pool that does not exist: %+v %v", now, err)
+		}
+	})
+
+	t.Run("a watch tells when it begins and of every change", func(t *testing.T) {
+		t.Parallel()
+		s := fresh(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		told := make(chan struct{}, 8)
+		done := make(chan struct{}, 1)
+		go func() {
+			if err := s.Driver.Watch(ctx, []string{s.Dir}, func() { told <- struct{}{} }); err != nil {
+				t.Error(err)
+			}
+			done <- struct{}{}
+		}()
+		for _, what := range []string{"begin", "change"} {
+			select {
+			case <-told:
+			case <-ctx.Done():
+				t.Fatalf("not told of the %s", what)
+			}
+			s.Change(t, []byte("<configuration/>"))
+		}
+		cancel()
+		<-done
+	})
+}
