@@ -18,11 +18,11 @@ help: ## list the targets
 .PHONY: build
 build: ## build the three programs, and the lab's, into bin/
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./controller/cmd/... ./agent/cmd/... ./e2e/cmd/...
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./controller/cmd/... ./agent/cmd/... ./e2e/cmd/...
 
 .PHONY: demo
 demo: build ## play the main job with six lab servers; KEEP=1 leaves it running
-	$(GO) run ./e2e/demo $(if $(KEEP),-keep)
+	@$(GO) run ./e2e/demo $(if $(KEEP),-keep)
 
 .PHONY: test
 test: ## run every test (needs a C compiler for the race detector; without one it runs without)
@@ -34,7 +34,7 @@ test: ## run every test (needs a C compiler for the race detector; without one i
 
 .PHONY: bench
 bench: build ## measure a fleet of AGENTS light agents on this machine; prints JSON
-	$(GO) run ./e2e/bench -agents $(AGENTS)
+	@$(GO) run ./e2e/bench -agents $(AGENTS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 30s) each
