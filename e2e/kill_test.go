@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/procs"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
 // binaries builds the real programs once for all tests that need them.

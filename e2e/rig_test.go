@@ -187,7 +187,7 @@ func (r *rig) prepare(spec lab.Spec, change func(*agent.Config)) *node {
 // shortDir is a directory whose path leaves room for a unix socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sg")
+	dir, err := os.MkdirTemp("", "sg") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

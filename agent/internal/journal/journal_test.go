@@ -189,7 +189,7 @@ func TestTheOutboxIsBoundedAndKeepsTheNewest(t *testing.T) {
 func TestSequenceNumbersNeverComeTwiceInAnEpoch(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp("", "journal")
+		dir, err := os.MkdirTemp("", "journal") //nolint:usetesting // rapid.T has no TempDir, and there are hundreds
 		if err != nil {
 			rt.Fatal(err)
 		}
