@@ -324,29 +324,30 @@ func cut(s string, n int) string {
 }
 
 // Assignment implements uplink.Handler.
-func (h *handler) Assignment(data []byte) {
+func (h *handler) Assignment(data []byte) bool {
 	next := &stopgapv1.Assignment{}
 	if err := proto.Unmarshal(data, next); err != nil {
 		h.log.Error("assignment can't be decoded", "error", err)
-		return
+		return false
 	}
 	old, err := h.journal.Assignment()
 	if err != nil {
 		h.log.Error("assignment", "error", err)
-		return
+		return false
 	}
 	if old.GetControllerEpoch() == next.GetControllerEpoch() && next.GetGeneration() <= old.GetGeneration() && old != nil {
-		return
+		return false
 	}
 	if len(next.GetItems()) > transport.MaxTargets {
 		h.log.Error("assignment refused", "items", len(next.GetItems()), "limit", transport.MaxTargets)
-		return
+		return false
 	}
 	if err := h.journal.PutAssignment(next); err != nil {
 		h.log.Error("assignment can't be kept", "error", err)
-		return
+		return false
 	}
 	h.reconcile.Kick()
+	return true
 }
 
 // Acknowledged implements uplink.Handler.

@@ -60,6 +60,9 @@ func compilePattern(src string, syn syntax, ignoreCase bool) (*pattern, error) {
 		p.exact = true
 		return p, nil
 	case wildcard:
+		if n := strings.Count(src, "*"); n > maxBeside {
+			return nil, fmt.Errorf("pattern %q: more than %d wildcards", src, maxBeside)
+		}
 		var b strings.Builder
 		b.WriteByte('^')
 		for i, part := range strings.Split(src, "*") {
@@ -143,6 +146,7 @@ func CheckPattern(src string) error {
 
 const (
 	maxUnbounded   = 12
+	maxBeside      = 5 // the worst of Microsoft's published patterns has three
 	maxGroupDepth  = 32
 	manyRepeats    = 10 // {n,m} with m above this counts as unbounded
 	ecmaGroupHint  = "is not ECMAScript 3, which has only (?:...), (?=...) and (?!...)"
@@ -187,6 +191,7 @@ type scanner struct {
 	src       string
 	pos       int
 	unbounded int
+	beside    int
 }
 
 func (s *scanner) fail(at int, format string, args ...any) error {
@@ -264,6 +269,7 @@ func delimited(b shape) bool {
 
 func (s *scanner) sequence(depth int) (shape, error) {
 	out := shape{empty: true, isLiteral: true}
+	var beside charset // what the repetitions before can match, with nothing in between that keeps them apart
 	for s.pos < len(s.src) && s.src[s.pos] != '|' && s.src[s.pos] != ')' {
 		at := s.pos
 		atom, zeroWidth, err := s.atom(depth)
@@ -294,6 +300,16 @@ func (s *scanner) sequence(depth int) (shape, error) {
 			case atom.empty:
 				return out, s.fail(at, "can take exponential time: repeats something that can be empty")
 			}
+			if beside.folded().overlaps(atom.first.or(atom.loops).folded()) {
+				out.ambiguous = "two repetitions side by side that can match the same text"
+				if s.beside++; s.beside > maxBeside {
+					return out, s.fail(at, "more than %d repetitions that can match the same text: takes too long on a long input", maxBeside)
+				}
+			}
+			beside = beside.or(atom.first).or(atom.loops)
+			for _, f := range atom.fixed {
+				beside = beside.or(f)
+			}
 			out.hasLoop = true
 			out.loops = out.loops.or(atom.loops).or(atom.first)
 			for _, f := range atom.fixed {
@@ -311,6 +327,11 @@ func (s *scanner) sequence(depth int) (shape, error) {
 			}
 			if lo > 0 {
 				out.fixed = append(out.fixed, atom.fixed...)
+				for _, f := range atom.fixed {
+					if !f.folded().overlaps(beside.folded()) {
+						beside = charset{}
+					}
+				}
 			}
 			if atom.ambiguous != "" {
 				out.ambiguous = atom.ambiguous

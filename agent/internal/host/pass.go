@@ -424,8 +424,8 @@ func (a *urlRewrite) Plan(ctx context.Context) (Plan, error) {
 		if err != nil {
 			return Plan{}, failf("config-malformed", "%s: %v", f.name, err)
 		}
-		if in.Standing == iis.Foreign {
-			// Rules of ours that do the same (an earlier revision) don't count as somebody else's.
+		if !a.mine(f) && in.Standing != iis.Absent && len(f.known) > 0 {
+			// Rules of ours (an earlier revision, that does the same or has the same names) don't count as somebody else's.
 			base, err := f.base()
 			if err == nil {
 				in, err = iis.Inspect(base, frag)
@@ -438,6 +438,12 @@ func (a *urlRewrite) Plan(ctx context.Context) (Plan, error) {
 		if fd.Standing == Altered && !a.mine(f) {
 			return Plan{}, &Error{Code: "name-taken", Conflict: true,
 				Err: fmt.Errorf("%s: %s and is not ours: remove or rename it", f.name, in.Detail)}
+		}
+		if fd.Standing == InPlace {
+			// There and equal is not yet in force: a <clear/> after it, or a child that adds it again, undoes it too.
+			if err := a.p.check(f, entry{a.ref, frag}, a.p.d); err != nil {
+				return Plan{}, err
+			}
 		}
 		pl.Now = worse(pl.Now, fd, a.evidence(f.name, in.Detail, f.disk))
 		for _, r := range a.p.server.Readers(f.dir) {
@@ -529,6 +535,7 @@ func (a *urlRewrite) Revert(_ context.Context, prior Prior) error {
 			if errors.As(err, &e) && e.Code == "config-missing" {
 				continue // with the file gone, so are our rules
 			}
+			a.p.Unstage(a.ref)
 			return err
 		}
 		frag, err := a.p.fragment(a.spec, f.dir)
@@ -554,7 +561,16 @@ func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, err
 		if err != nil {
 			return "", failf("config-malformed", "%s: %v", name, err)
 		}
-		if left := iis.Left(doc, iis.Fragment{Inbound: a.spec.GetInbound(), Outbound: a.spec.GetOutbound()}); left != "" {
+		var kept []iis.Fragment
+		if f, ok := a.p.files[key(dir)]; ok {
+			kept = fragments(without(f.staged, a.ref))
+			for _, e := range f.known {
+				if e.ref != a.ref && len(without(f.taken, e.ref)) == len(f.taken) {
+					kept = append(kept, e.frag)
+				}
+			}
+		}
+		if left := iis.Left(doc, iis.Fragment{Inbound: a.spec.GetInbound(), Outbound: a.spec.GetOutbound()}, kept...); left != "" {
 			return fmt.Sprintf("%s still has %s", name, left), nil
 		}
 	}

@@ -13,11 +13,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -61,6 +63,8 @@ type Change struct {
 	Phase Phase           `json:"phase"`
 	Since time.Time       `json:"since"`
 	Build string          `json:"build"` // Exchange build when it was made
+	// Proven: it was once read back in place. A repair of it that fails does not take it off.
+	Proven bool `json:"proven,omitempty"`
 	// Document is the hex SHA-256 of the mitigation document.
 	Document string `json:"document,omitempty"`
 	// CVEs and RemoveWhen let an agent that lost the document still say what the change is for.
@@ -125,6 +129,7 @@ var (
 
 	kEpoch = []byte("epoch")
 	kSeq   = []byte("sequence")
+	kBegun = []byte("begun") // the plain copies of an earlier journal were looked at
 )
 
 // ErrLocked is returned when another process has the journal.
@@ -138,13 +143,15 @@ func Open(dir string, log hclog.Logger) (*Journal, error) {
 	}
 	j := &Journal{dir: dir, log: log}
 	path := filepath.Join(dir, File)
-	_, statErr := os.Stat(path)
 	db, err := open(path)
 	if err != nil {
 		if errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, fmt.Errorf("%w (%s)", ErrLocked, path)
 		}
-		if errors.Is(err, os.ErrPermission) {
+		// Only damage is a reason to begin anew; a machine out of memory, files or rights is not.
+		var pe *fs.PathError
+		var errno syscall.Errno
+		if errors.As(err, &pe) || errors.As(err, &errno) {
 			return nil, fmt.Errorf("journal: %w", err)
 		}
 		aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
@@ -161,12 +168,38 @@ func Open(dir string, log hclog.Logger) (*Journal, error) {
 		_ = db.Close()
 		return nil, err
 	}
-	if len(j.notes) > 0 || errors.Is(statErr, os.ErrNotExist) {
-		if err := j.importPlain(); err != nil {
-			j.note("the plain copy of the original values can't be used: %v", err)
-		}
+	if err := j.begin(); err != nil {
+		_ = db.Close()
+		return nil, err
 	}
 	return j, nil
+}
+
+var errDamaged = errors.New("journal: damaged")
+
+// begin takes over the plain copies of a journal that was lost, once in the life of a new one; which of them it did is in
+// the same transaction.
+func (j *Journal) begin() error {
+	done := false
+	err := j.db.View(func(tx *bbolt.Tx) error {
+		done = tx.Bucket(bMeta).Get(kBegun) != nil
+		return nil
+	})
+	if err != nil || done {
+		return err
+	}
+	if err := j.importPlain(); err != nil {
+		stamp := time.Now().UTC().Format("20060102T150405Z")
+		for _, n := range []string{PlainFile, PlainDir} {
+			p := filepath.Join(j.dir, n)
+			if rerr := os.Rename(p, p+".unreadable-"+stamp); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+				return fmt.Errorf("journal: the plain copies can't be used (%w) nor kept: %w", err, rerr)
+			}
+		}
+		j.note("the plain copies of the original values can't be used (%v); they are kept as *.unreadable-%s", err, stamp)
+		return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kBegun, []byte{1}) })
+	}
+	return nil
 }
 
 // open opens the file and reads all of it, so that damage shows now and not in the middle of a change. bbolt panics on
@@ -179,7 +212,7 @@ func open(path string) (db *bbolt.DB, err error) {
 			if db != nil {
 				_ = db.Close()
 			}
-			db, err = nil, fmt.Errorf("damaged: %v", r)
+			db, err = nil, fmt.Errorf("%w: %v", errDamaged, r)
 		}
 	}()
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: LockTimeout, FreelistType: bbolt.FreelistMapType})
@@ -422,39 +455,41 @@ func (j *Journal) Acknowledged(epoch string, sequence uint64) error {
 
 // RollBack begins a new epoch: this journal is an older copy of itself (a restored snapshot), its numbers were used
 // already. Everything current is reported again.
-func (j *Journal) RollBack() error {
-	j.mu.Lock()
-	err := j.db.Update(j.newEpoch)
-	j.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return j.ReportAll()
-}
+func (j *Journal) RollBack() error { return j.again(true) }
 
 // ReportAll puts every current outcome into the outbox again, in place of what waits there.
-func (j *Journal) ReportAll() error {
-	all, err := j.Outcomes()
-	if err != nil {
-		return err
-	}
+func (j *Journal) ReportAll() error { return j.again(false) }
+
+func (j *Journal) again(newEpoch bool) error {
 	j.mu.Lock()
-	err = j.db.Update(func(tx *bbolt.Tx) error {
+	defer j.mu.Unlock()
+	epoch, last := j.epoch, j.last
+	err := j.db.Update(func(tx *bbolt.Tx) error {
+		if newEpoch {
+			if err := j.newEpoch(tx); err != nil {
+				return err
+			}
+		}
 		if err := tx.DeleteBucket(bOutbox); err != nil {
 			return err
 		}
-		_, err := tx.CreateBucket(bOutbox)
-		return err
+		out, err := tx.CreateBucket(bOutbox)
+		if err != nil {
+			return err
+		}
+		err = tx.Bucket(bStates).ForEach(func(_, v []byte) error {
+			j.last++
+			return out.Put(seqKey(j.last), v)
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bMeta).Put(kSeq, seqKey(j.last))
 	})
-	j.mu.Unlock()
 	if err != nil {
-		return err
+		j.epoch, j.last = epoch, last
 	}
-	s := Settlement{}
-	for _, o := range all {
-		s.Outcomes = append(s.Outcomes, o)
-	}
-	return j.Settle(s)
+	return err
 }
 
 func dirKey(dir string) []byte { return []byte(strings.ToLower(strings.TrimRight(dir, `\/`))) }
@@ -490,9 +525,19 @@ func (j *Journal) Frozen() (bool, time.Time, error) {
 // SetFrozen freezes or thaws.
 func (j *Journal) SetFrozen(on bool, now time.Time) error {
 	if !on {
-		return j.del(bSettings, "frozen")
+		return j.decided(j.del(bSettings, "frozen"))
 	}
-	return j.put(bSettings, "frozen", now)
+	return j.decided(j.put(bSettings, "frozen", now))
+}
+
+// decided brings the plain copy up to what the administrator decided: that can't be read back from the server either.
+func (j *Journal) decided(err error) error {
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.writePlain(nil, nil)
 }
 
 // Blocks gives the local blocks by mitigation id.
@@ -512,7 +557,7 @@ func (j *Journal) Blocks() (map[string]Block, error) {
 }
 
 // SetBlock blocks a mitigation.
-func (j *Journal) SetBlock(id string, b Block) error { return j.put(bBlocks, id, b) }
+func (j *Journal) SetBlock(id string, b Block) error { return j.decided(j.put(bBlocks, id, b)) }
 
 // Unblock takes a block away and says whether there was one.
 func (j *Journal) Unblock(id string) (bool, error) {
@@ -523,7 +568,7 @@ func (j *Journal) Unblock(id string) (bool, error) {
 	if _, ok := blocks[id]; !ok {
 		return false, nil
 	}
-	return true, j.del(bBlocks, id)
+	return true, j.decided(j.del(bBlocks, id))
 }
 
 // HeldPolicy is the policy as the policy room keeps it, opaque here.

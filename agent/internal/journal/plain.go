@@ -33,6 +33,8 @@ type plain struct {
 	Written   time.Time         `json:"written"`
 	Changes   []Change          `json:"changes"`
 	Originals map[string]string `json:"originals"` // directory -> file in PlainDir
+	Blocks    map[string]Block  `json:"blocks,omitempty"`
+	Frozen    *time.Time        `json:"frozen,omitempty"`
 }
 
 // writePlain brings the plain files up to what the journal holds plus what is about to be written to it.
@@ -41,6 +43,14 @@ func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) err
 	changes, err := j.Changes()
 	if err != nil {
 		return err
+	}
+	if p.Blocks, err = j.Blocks(); err != nil {
+		return err
+	}
+	if frozen, since, err := j.Frozen(); err != nil {
+		return err
+	} else if frozen {
+		p.Frozen = &since
 	}
 	byRef := map[string]int{}
 	for _, c := range append(changes, plus...) {
@@ -132,7 +142,7 @@ const maxPlain = 16 << 20
 func (j *Journal) importPlain() error {
 	st, err := os.Stat(filepath.Join(j.dir, PlainFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kBegun, []byte{1}) })
 	}
 	if err != nil {
 		return err
@@ -162,6 +172,24 @@ func (j *Journal) importPlain() error {
 		}
 	}
 	err = j.db.Update(func(tx *bbolt.Tx) error {
+		for id, b := range p.Blocks {
+			raw, err := json.Marshal(b)
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bBlocks).Put([]byte(id), raw); err != nil {
+				return err
+			}
+		}
+		if p.Frozen != nil {
+			raw, err := json.Marshal(*p.Frozen)
+			if err != nil {
+				return err
+			}
+			if err := tx.Bucket(bSettings).Put([]byte("frozen"), raw); err != nil {
+				return err
+			}
+		}
 		for d, b := range originals {
 			if err := tx.Bucket(bOriginals).Put([]byte(d), b); err != nil {
 				return err
@@ -179,7 +207,7 @@ func (j *Journal) importPlain() error {
 				return err
 			}
 		}
-		return nil
+		return tx.Bucket(bMeta).Put(kBegun, []byte{1})
 	})
 	if err == nil && len(p.Changes) > 0 {
 		j.note("%d changes were taken over from %s", len(p.Changes), PlainFile)

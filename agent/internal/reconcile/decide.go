@@ -139,6 +139,16 @@ func (v View) decide(id string) Decision {
 		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "withdrawn", "not in policy any more")
 	}
 
+	// A revision that is not for this server does not replace one that is: that one stays, unless policy dropped it.
+	if item != nil && inForce > 0 && inForce != item.GetRevision() && !v.inScope(revs[item.GetRevision()]) {
+		if revs[inForce] == nil {
+			d.Want = Remove
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "withdrawn", "%s was withdrawn from policy and taken off; %s is not for this server",
+				ref, mitigation.Ref(id, item.GetRevision()))
+		}
+		d.Revision, d.SHA256 = inForce, revs[inForce].SHA256[:]
+	}
+
 	// 3. Release. Absence from the assignment never reverts; a revision that policy dropped does.
 	if item == nil {
 		if inForce == 0 {
@@ -279,6 +289,15 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "fixed", "%s; %s was taken off", what, ref), true
 	}
 	return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "fixed", "%s", what), true
+}
+
+// inScope says whether a document is for this server. One that can't be read is: it is reported as such.
+func (v View) inScope(r *policy.Revision) bool {
+	if r.Document == nil {
+		return true
+	}
+	b, err := exchange.ParseBuild(v.Facts.GetExchangeBuild())
+	return hasRole(r.Document, v.Facts) && (err != nil || inRange(r.Document, b))
 }
 
 func hasRole(doc *mitigation.Document, f *stopgapv1.Facts) bool {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -359,6 +360,8 @@ func (p *pass) plan(ctx context.Context, w *work) {
 		}
 		if err != nil {
 			w.failed = fmt.Errorf("%s can't be taken off: %w", c.Ref, err)
+			p.host.Unstage(c.Ref)
+			p.unstage(w)
 			return
 		}
 		s.todo = true
@@ -400,6 +403,11 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 		s.now = plan.Now
 		w.evidence = append(w.evidence, plan.Now.Evidence...)
 		switch {
+		case plan.Now.Standing == host.InPlace && s.record == nil && p.ours(spec) != nil:
+			// Another change of ours stopped it already: this one needs it stopped too, and its own record of what was
+			// there before, so that it stays stopped when the other goes.
+			s.todo = true
+			ours++
 		case plan.Now.OK() && (s.record == nil || s.record.Phase == journal.Applied):
 			switch {
 			case plan.Now.Standing == host.NotPresent:
@@ -421,7 +429,7 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 			if s.record != nil && s.record.Phase == journal.Applied {
 				w.drift = append(w.drift, plan.Now.Detail)
 			}
-			if s.change, err = journal.NewChange(ref, spec, plan.Prior); err != nil {
+			if s.change, err = journal.NewChange(ref, spec, p.before(spec, plan.Prior)); err != nil {
 				w.failed = err
 				break
 			}
@@ -446,10 +454,10 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 
 // unstage leaves everything of a failed plan as it was found.
 func (p *pass) unstage(w *work) {
-	for _, s := range w.apply {
+	for _, s := range append(w.apply, w.revert...) {
 		p.host.Unstage(s.ref)
 	}
-	w.apply = nil
+	w.apply, w.revert = nil, nil
 }
 
 // fill completes a record. What was there before our first change is never overwritten by what a repair finds.
@@ -458,7 +466,7 @@ func (p *pass) fill(s *step, w *work) {
 	c.Since, c.Build, c.CVEs = p.now, p.facts.GetExchangeBuild(), w.Doc.GetCves()
 	c.Document = fmt.Sprintf("%x", w.Doc.SHA256)
 	if s.record != nil {
-		c.Since = s.record.Since
+		c.Since, c.Proven = s.record.Since, s.record.Proven
 		files := c.Prior.Files
 		c.Prior = s.record.Prior
 		c.Prior.Files = union(s.record.Prior.Files, files)
@@ -477,6 +485,62 @@ func union(a, b []string) []string {
 		}
 	}
 	return out
+}
+
+// target is what a service or app-pool action stops; "" for other actions.
+func target(a *stopgapv1.Action) string {
+	switch {
+	case a.GetService() != nil:
+		return "service " + strings.ToLower(a.GetService().GetName())
+	case a.GetAppPool() != nil:
+		return "pool " + strings.ToLower(a.GetAppPool().GetName())
+	}
+	return ""
+}
+
+// ours finds a record of ours that stops the same thing as an action.
+func (p *pass) ours(spec *stopgapv1.Action) *journal.Change {
+	t := target(spec)
+	for i := range p.changes {
+		c := &p.changes[i]
+		if a, err := c.Action(); t != "" && err == nil && c.Ref.Mitigation != healthManager && target(a) == t {
+			return c
+		}
+	}
+	return nil
+}
+
+// before is what was there before any of ours: what another record of ours says, or else what was found now.
+func (p *pass) before(spec *stopgapv1.Action, found host.Prior) host.Prior {
+	if c := p.ours(spec); c != nil {
+		return c.Prior
+	}
+	return found
+}
+
+// stillWanted says whether something else that stays in force stops the same thing as a step that goes.
+func (p *pass) stillWanted(s step) bool {
+	spec, err := s.change.Action()
+	if err != nil {
+		return false
+	}
+	t, gone := target(spec), map[host.Ref]bool{}
+	for _, w := range p.works {
+		for _, r := range w.revert {
+			gone[r.ref] = true
+		}
+		for _, a := range w.apply {
+			if x, err := a.change.Action(); a.todo && w.failed == nil && err == nil && target(x) == t {
+				return true
+			}
+		}
+	}
+	for _, c := range p.changes {
+		if x, err := c.Action(); c.Ref != s.ref && !gone[c.Ref] && c.Ref.Mitigation != healthManager && err == nil && target(x) == t {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *pass) record(ref host.Ref) *journal.Change {
@@ -539,7 +603,7 @@ func (p *pass) act(ctx context.Context) error {
 		}
 	}
 	for _, w := range p.works {
-		if w.failed != nil && w.touched && w.Want == Apply && w.apply != nil {
+		if w.failed != nil && w.Want == Apply {
 			p.undo(ctx, w)
 		}
 	}
@@ -577,6 +641,9 @@ func (p *pass) carryOut(ctx context.Context, w *work, unwritten map[string]error
 	// Last on, first off.
 	for i := len(w.revert) - 1; i >= 0; i-- {
 		s := w.revert[i]
+		if !s.file && p.stillWanted(s) {
+			continue
+		}
 		if !s.file {
 			if err := s.action.Revert(ctx, s.change.Prior); err != nil {
 				w.failed = fmt.Errorf("action %s: %w", s.ref.Action, err)
@@ -626,8 +693,15 @@ func (p *pass) reverted(s step) []*stopgapv1.Evidence {
 func (p *pass) undo(ctx context.Context, w *work) {
 	var back, restore []journal.Change
 	for _, s := range w.apply {
-		if s.todo && s.record == nil {
+		if s.todo && s.record == nil && w.touched {
 			c := s.change
+			c.Phase = journal.Reverting
+			back = append(back, c)
+		}
+	}
+	// What a killed pass had begun and never read back goes too.
+	for _, c := range p.changes {
+		if c.Ref.Mitigation == w.ID && c.Ref.Revision == w.Revision && !c.Proven {
 			c.Phase = journal.Reverting
 			back = append(back, c)
 		}
@@ -771,7 +845,7 @@ func (p *pass) records(w *work) {
 				continue
 			}
 			c := s.change
-			c.Phase = journal.Applied
+			c.Phase, c.Proven = journal.Applied, true
 			p.settle.Put = append(p.settle.Put, c)
 		}
 	}

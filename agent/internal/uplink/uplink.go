@@ -29,8 +29,8 @@ type Handler interface {
 	Welcome(*stopgapv1.Welcome) error
 	// Policy takes an encoded PolicyUpdate and answers it; both nil: a late answer that was dropped.
 	Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNack)
-	// Assignment takes an encoded Assignment.
-	Assignment(data []byte)
+	// Assignment takes an encoded Assignment and says whether it is a new one.
+	Assignment(data []byte) (changed bool)
 	// Acknowledged: outcomes up to the mark are on the controller's disk.
 	Acknowledged(*stopgapv1.OutcomeAck)
 	// Command is something to do now.
@@ -67,6 +67,8 @@ const (
 	// welcomeTimeout bounds the wait for Welcome, connecting included.
 	welcomeTimeout = 20 * time.Second
 	pullJitter     = 0.1
+	// maxPullCalls bounds the calls of one pull: enough for everything an outbox holds.
+	maxPullCalls = 20
 	// maxRetryInfo bounds the wait a controller can ask for.
 	maxRetryInfo = 30 * time.Minute
 )
@@ -202,8 +204,8 @@ func (u *Uplink) pull(ctx context.Context) error {
 	}
 	defer func() { _ = conn.Close() }()
 	client := stopgapv1.NewAgentServiceClient(conn)
-	// A second call carries the answer to what the first brought, and what came of it.
-	for range 2 {
+	// Further calls carry the answer to what the first brought, what came of it, and what else waits.
+	for range maxPullCalls {
 		batch, err := u.cfg.Handler.Pending(0, transport.MaxOutcomes)
 		if err != nil {
 			return err
@@ -219,13 +221,15 @@ func (u *Uplink) pull(ctx context.Context) error {
 			return err
 		}
 		u.cfg.Handler.Acknowledged(resp.GetWelcome().GetAcknowledged())
-		if len(resp.GetAssignment()) > 0 {
-			u.cfg.Handler.Assignment(resp.GetAssignment())
-		}
+		changed := len(resp.GetAssignment()) > 0 && u.cfg.Handler.Assignment(resp.GetAssignment())
 		if len(resp.GetPolicyUpdate()) > 0 {
 			u.cfg.Handler.Policy(resp.GetPolicyUpdate())
+			changed = true
 		}
-		if len(resp.GetPolicyUpdate()) == 0 {
+		if len(batch.GetOutcomes()) == transport.MaxOutcomes {
+			continue
+		}
+		if !changed {
 			return nil
 		}
 		// Reconciling takes a moment; its outcomes make the second call worth it.

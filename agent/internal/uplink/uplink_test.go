@@ -63,7 +63,7 @@ func (n *nobody) Welcome(*stopgapv1.Welcome) error {
 	return nil
 }
 func (n *nobody) Policy([]byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNack) { return nil, nil }
-func (n *nobody) Assignment([]byte)                                           {}
+func (n *nobody) Assignment([]byte) bool                                      { return false }
 func (n *nobody) Acknowledged(*stopgapv1.OutcomeAck)                          {}
 func (n *nobody) Command(stopgapv1.CommandKind)                               {}
 func (n *nobody) Pending(uint64, int) (*stopgapv1.OutcomeBatch, error) {

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strings"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -25,6 +26,7 @@ const (
 	kHead  = "policy/head"
 	kVer   = "policy/version/"
 	kDoc   = "policy/document/"
+	kPub   = "policy/published/" // id@revision -> hex SHA-256, for ever
 	verFmt = "%020d"
 )
 
@@ -70,10 +72,12 @@ type Policy struct {
 
 	publish sync.Mutex // one change at a time
 
-	mu      sync.RWMutex
-	cur     *Current
-	old     map[uint64]manifest
-	encoded map[uint64][]byte // by base version, of the current version
+	mu  sync.RWMutex
+	cur *Current
+	// published is every revision that ever was, with its hash: one that was withdrawn can't come back with other bytes.
+	published map[string]string
+	old       map[uint64]manifest
+	encoded   map[uint64][]byte // by base version, of the current version
 }
 
 // Load reads the policy from the store. changed is called after each new version.
@@ -101,6 +105,14 @@ func Load(ctx context.Context, st store.Store, changed func()) (*Policy, error) 
 			return nil, fmt.Errorf("policy: %s: %w", path, err)
 		}
 		content[sum] = kv.Value
+	}
+	pubs, _, err := st.List(ctx, kPub)
+	if err != nil {
+		return nil, err
+	}
+	p.published = map[string]string{}
+	for _, kv := range pubs {
+		p.published[strings.TrimPrefix(kv.Key, kPub)] = string(kv.Value)
 	}
 	p.cur, err = parse(head, content)
 	return p, err
@@ -263,13 +275,19 @@ func (p *Policy) add(cur *Current, targets map[string]string, content map[string
 			return "", "", err
 		}
 		path = Path(d.GetId(), d.GetRevision())
-		switch old := targets[path]; old {
-		case "":
-			change = fmt.Sprintf("adds %s: %s", d.Ref(), d.GetTitle())
-		case hash:
-			change = d.Ref() + ": no change"
-		default:
+		p.mu.RLock()
+		ever := p.published[d.Ref()]
+		p.mu.RUnlock()
+		if ever == "" {
+			ever = targets[path]
+		}
+		switch {
+		case ever != "" && ever != hash:
 			return "", "", fmt.Errorf("%s: %s is published with other content; %w: make it revision %d", f.Name, d.Ref(), ErrImmutable, d.GetRevision()+1)
+		case targets[path] == "":
+			change = fmt.Sprintf("adds %s: %s", d.Ref(), d.GetTitle())
+		default:
+			change = d.Ref() + ": no change"
 		}
 	}
 	targets[path], content[hash] = hash, f.Content
@@ -331,13 +349,23 @@ func (p *Policy) commit(ctx context.Context, cur *Current, targets map[string]st
 	for v, o := range p.old {
 		old[v] = o
 	}
+	published := map[string]string{}
+	for ref, sum := range p.published {
+		published[ref] = sum
+	}
 	p.mu.RUnlock()
+	for path, d := range next.Documents {
+		if published[d.Ref()] == "" {
+			published[d.Ref()] = targets[path]
+			ops = append(ops, store.Op{Key: kPub + d.Ref(), Value: []byte(targets[path])})
+		}
+	}
 	ops = append(ops, forget(old, used)...)
 	if _, err := p.st.Txn(ctx, []store.Compare{{Key: kHead, Revision: head}}, ops); err != nil {
 		return 0, err
 	}
 	p.mu.Lock()
-	p.cur, p.old, p.encoded = next, old, map[uint64][]byte{}
+	p.cur, p.old, p.published, p.encoded = next, old, published, map[uint64][]byte{}
 	p.mu.Unlock()
 	p.changed()
 	return version, nil

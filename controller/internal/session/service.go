@@ -59,6 +59,7 @@ type Service struct {
 	mu        sync.Mutex
 	live      map[string]*session
 	takeovers map[string][]time.Time
+	clones    map[string]bool // identities that two processes speak with
 }
 
 // New makes the service.
@@ -69,7 +70,7 @@ func New(cfg Config) *Service {
 	if cfg.MaxAgents == 0 {
 		cfg.MaxAgents = defaultMaxAgents
 	}
-	return &Service{cfg: cfg, nackRetry: nackRetry, live: map[string]*session{}, takeovers: map[string][]time.Time{}}
+	return &Service{cfg: cfg, nackRetry: nackRetry, live: map[string]*session{}, takeovers: map[string][]time.Time{}, clones: map[string]bool{}}
 }
 
 // Run ends streams that fell silent, until ctx ends; then it says goodbye to all.
@@ -108,7 +109,7 @@ func (s *Service) forgetTakeovers(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, ts := range s.takeovers {
-		if now.Sub(ts[len(ts)-1]) > takeoverWindow {
+		if len(ts) == 0 || now.Sub(ts[len(ts)-1]) > takeoverWindow {
 			delete(s.takeovers, id)
 		}
 	}
@@ -219,7 +220,6 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 	if err := s.enter(x, h); err != nil {
 		return err
 	}
-	s.cfg.Fleet.Connected(h, true)
 	s.noteAhead(h)
 	x.set(func(sl *slot) {
 		sl.welcome = s.welcome(mark)
@@ -264,7 +264,10 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 				recent = append(recent, t)
 			}
 		}
-		if cloned = len(recent) >= maxTakeovers; !cloned {
+		// Once detected it stays so while the controller runs: only an operator can tell which of the two is the server.
+		if cloned = s.clones[id] || len(recent) >= maxTakeovers; cloned {
+			s.clones[id] = true
+		} else {
 			recent = append(recent, now)
 		}
 		s.takeovers[id] = recent
@@ -279,6 +282,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	x.id, x.instance, x.org = id, h.GetInstanceId(), h.GetFacts().GetOrganisation()
 	x.mu.Unlock()
 	s.live[id] = x
+	s.cfg.Fleet.Connected(h, true) // in the order in which streams come and go
 	s.mu.Unlock()
 	if old != nil {
 		old.end(status.Error(codes.Aborted, "a newer stream of this identity took over"))
@@ -300,11 +304,9 @@ func (s *Service) leave(x *session) {
 	mine := id != "" && s.live[id] == x
 	if mine {
 		delete(s.live, id)
-	}
-	s.mu.Unlock()
-	if mine {
 		s.cfg.Fleet.Disconnected(id)
 	}
+	s.mu.Unlock()
 }
 
 // Pull implements AgentService.
@@ -312,6 +314,13 @@ func (s *Service) Pull(ctx context.Context, r *stopgapv1.PullRequest) (*stopgapv
 	h := r.GetHello()
 	if err := checkHello(ctx, h); err != nil {
 		return nil, err
+	}
+	// A clone that is sent away from the stream must not speak for the holder here.
+	s.mu.Lock()
+	holder := s.live[h.GetAgentId()]
+	s.mu.Unlock()
+	if holder != nil && holder.instance != h.GetInstanceId() {
+		return nil, waitStatus(codes.FailedPrecondition, cloneWait, "another process speaks with this identity and is connected")
 	}
 	batch, err := checkBatch(h.GetAgentId(), r.GetOutcomes())
 	if err != nil {

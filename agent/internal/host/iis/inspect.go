@@ -140,13 +140,27 @@ func aborts(rule *xmldoc.Element) bool {
 	return a != nil && a.Attr("type") == "AbortRequest"
 }
 
-// Left names an element of a fragment that is still in a file, in whatever form; "" when none is.
-func Left(doc *xmldoc.Document, f Fragment) string {
+// Left names an element of a fragment that is still in a file, in whatever form; "" when none is. Elements that other
+// fragments, which stay, have under the same name don't count.
+func Left(doc *xmldoc.Document, f Fragment, kept ...Fragment) string {
 	ps, err := f.pieces()
 	if err != nil {
 		return err.Error()
 	}
+	stays := map[string]bool{}
+	for _, k := range kept {
+		others, err := k.pieces()
+		if err != nil {
+			return err.Error()
+		}
+		for _, o := range others {
+			stays[o.section+"\x00"+strings.ToLower(o.el.Attr("name"))] = true
+		}
+	}
 	for _, p := range ps {
+		if stays[p.section+"\x00"+strings.ToLower(p.el.Attr("name"))] {
+			continue
+		}
 		if found := find(doc.Root, p); len(found) > 0 {
 			line, _ := xmldoc.LineCol(doc.Data, found[0].Start)
 			return fmt.Sprintf("<%s> %q in line %d", p.el.Name, p.el.Attr("name"), line)

@@ -34,6 +34,7 @@ var (
 	bHistory  = []byte("history") // revision -> OutcomeRecords
 	kRevision = []byte("revision")
 	kHistory  = []byte("history-bytes")
+	kDropped  = []byte("history-dropped") // the newest revision whose outcomes were dropped from the history
 )
 
 // Store implements store.Store.

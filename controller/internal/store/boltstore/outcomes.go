@@ -173,6 +173,9 @@ func keep(tx *bbolt.Tx, history []byte) error {
 			break
 		}
 		total -= int64(len(v))
+		if err := tx.Bucket(bMeta).Put(kDropped, bytes.Clone(k)); err != nil {
+			return err
+		}
 		if err := h.Delete(k); err != nil {
 			return err
 		}
@@ -252,8 +255,7 @@ func (o *outcomes) Since(ctx context.Context, after int64) (out []*stopgapv1.Out
 		changed := s.wait()
 		err = o.db.View(func(tx *bbolt.Tx) error {
 			c := tx.Bucket(bHistory).Cursor()
-			oldest, _ := c.First()
-			if after > revision(tx) || dropped(tx, oldest, after) {
+			if after > revision(tx) || after < number(tx.Bucket(bMeta).Get(kDropped)) {
 				return store.ErrCompacted
 			}
 			k, v := c.Seek(revKey(after + 1))
@@ -283,10 +285,4 @@ func (o *outcomes) Since(ctx context.Context, after int64) (out []*stopgapv1.Out
 		case <-changed:
 		}
 	}
-}
-
-// dropped says whether history after a revision was dropped: only when the bound is reached is anything ever dropped.
-func dropped(tx *bbolt.Tx, oldest []byte, after int64) bool {
-	full := number(tx.Bucket(bMeta).Get(kHistory)) > keptHistory*9/10
-	return full && oldest != nil && after+1 < number(oldest)
 }
