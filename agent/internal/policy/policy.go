@@ -102,14 +102,14 @@ func Accept(held Held, u *stopgapv1.PolicyUpdate, now time.Time) (Held, error) {
 			if content, ok = held.Targets[path]; !ok {
 				return held, &Refusal{false, fmt.Errorf("policy %d: target %s was left out and is not held here", u.GetVersion(), path)}
 			}
+			if sum := sha256.Sum256(content); string(sum[:]) != string(t.GetSha256()) {
+				return held, &Refusal{false, fmt.Errorf("policy %d: target %s was left out and another content is held here", u.GetVersion(), path)}
+			}
 		}
 		if len(content) > mitigation.MaxBytes || len(content) != int(t.GetLength()) {
 			return held, refuse("policy %d: target %s has %d bytes, announced %d, limit %d", u.GetVersion(), path, len(content), t.GetLength(), mitigation.MaxBytes)
 		}
 		if sum := sha256.Sum256(content); string(sum[:]) != string(t.GetSha256()) {
-			if t.GetContent() == nil {
-				return held, &Refusal{false, fmt.Errorf("policy %d: target %s was left out and another content is held here", u.GetVersion(), path)}
-			}
 			return held, refuse("policy %d: target %s does not have the announced hash", u.GetVersion(), path)
 		}
 		next.Targets[path] = content
