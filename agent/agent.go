@@ -47,7 +47,7 @@ type Config struct {
 	ServerName string
 	// Credentials is the directory of ca.pem, cert.pem and key.pem; default StateDir/credentials.
 	Credentials string
-	// Name is a label for people; default the host name from the server's facts.
+	// Name is a label for people; default the one in the certificate, then the host name from the server's facts.
 	Name string
 	// PullInterval while no stream stands; default 1 hour.
 	PullInterval time.Duration
@@ -97,6 +97,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.StateDir == "" || cfg.Controller == "" || cfg.Logger == nil {
 		return nil, errors.New("agent: state directory, controller address and logger are needed")
 	}
+	if min(cfg.PullInterval, cfg.RetryMin, cfg.RetryMax, cfg.ReconcileInterval) < 0 {
+		return nil, errors.New("agent: an interval is negative")
+	}
 	if cfg.Credentials == "" {
 		cfg.Credentials = filepath.Join(cfg.StateDir, "credentials")
 	}
@@ -106,6 +109,12 @@ func New(cfg Config) (*Agent, error) {
 	}
 	if creds.Identity.Kind != trust.KindAgent {
 		return nil, fmt.Errorf("agent: the certificate in %s is for an %s", cfg.Credentials, creds.Identity.Kind)
+	}
+	if cfg.Name == "" {
+		cfg.Name = creds.Cert.Leaf.Subject.CommonName
+	}
+	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
+		return nil, err
 	}
 	a := &Agent{cfg: cfg, id: creds.Identity.ID, log: cfg.Logger, notes: map[string]*stopgapv1.Health{}}
 	var b [8]byte
@@ -129,6 +138,14 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) build(creds *trust.Credentials) error {
 	for _, n := range a.journal.Notes() {
 		a.raise("journal-damaged", n)
+	}
+	machine := ""
+	if f, err := a.driver.Facts(context.Background()); err == nil {
+		machine = f.GetMachineId()
+	}
+	undo := fmt.Sprintf("stopgap-agent --state %q panic-revert --host %q", a.cfg.StateDir, a.cfg.Host)
+	if err := a.journal.Bind(machine, undo); err != nil {
+		return err
 	}
 	if err := a.journal.HeldPolicy(&a.held); err != nil {
 		return err
@@ -408,6 +425,13 @@ func PanicRevert(ctx context.Context, stateDir, hostSpec string, log hclog.Logge
 		return nil, err
 	}
 	defer func() { _ = j.Close() }()
+	facts, err := d.Facts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.Bind(facts.GetMachineId(), ""); err != nil {
+		return nil, err
+	}
 	if err := j.SetFrozen(true, time.Now().UTC()); err != nil {
 		return nil, err
 	}

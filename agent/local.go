@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"sort"
 	"time"
 
@@ -72,6 +73,8 @@ const (
 	maxID          = 40
 )
 
+var mitigationID = regexp.MustCompile(`^[A-Za-z0-9]([-._]?[A-Za-z0-9])*$`)
+
 // settle makes a pass now and gives the outcome of one mitigation after it.
 func (l *local) settle(ctx context.Context, id string) (*stopgapv1.Outcome, error) {
 	if err := l.reconcile.Pass(ctx); err != nil {
@@ -83,7 +86,7 @@ func (l *local) settle(ctx context.Context, id string) (*stopgapv1.Outcome, erro
 
 // Block implements localapi.Agent.
 func (l *local) Block(ctx context.Context, r *stopgapv1.BlockRequest) (*stopgapv1.BlockResponse, error) {
-	if r.GetMitigation() == "" || len(r.GetMitigation()) > maxID || len(r.GetReason()) > maxBlockReason {
+	if !mitigationID.MatchString(r.GetMitigation()) || len(r.GetMitigation()) > maxID || len(r.GetReason()) > maxBlockReason {
 		return nil, status.Errorf(codes.InvalidArgument, "a mitigation id of 1 to %d bytes is needed, and a reason of at most %d", maxID, maxBlockReason)
 	}
 	blocks, err := l.journal.Blocks()
@@ -120,7 +123,7 @@ func (l *local) SetFrozen(ctx context.Context, r *stopgapv1.SetFrozenRequest) (*
 	if err := l.journal.SetFrozen(r.GetFrozen(), time.Now().UTC()); err != nil {
 		return nil, err
 	}
-	l.log.Warn("frozen by the server's administrator", "frozen", r.GetFrozen())
+	l.log.Warn("the server's administrator froze or thawed the agent", "frozen", r.GetFrozen())
 	_, err := l.settle(ctx, "")
 	changes, cerr := l.journal.Changes()
 	out := &stopgapv1.SetFrozenResponse{Frozen: r.GetFrozen()}

@@ -92,6 +92,9 @@ func New(cfg Config) (_ *Controller, err error) {
 	if cfg.DataDir == "" || cfg.Logger == nil || cfg.Listen == "" && cfg.Listener == nil {
 		return nil, errors.New("controller: data directory, address and logger are needed")
 	}
+	if cfg.MaxAgents < 0 || cfg.Heartbeat < 0 {
+		return nil, errors.New("controller: a limit is negative")
+	}
 	if cfg.Heartbeat > maxHeartbeat {
 		return nil, fmt.Errorf("controller: heartbeat %s is above %s", cfg.Heartbeat, maxHeartbeat)
 	}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/labdir"
 )
 
@@ -117,6 +118,9 @@ func Make(dir string, s Spec) error {
 	srv := labdir.Server{ID: hex.EncodeToString(id[:]), Host: s.Host, Organisation: s.Organisation, ExchangeBuild: t.build,
 		Roles: []string{"MAILBOX"}, URLRewrite: "7.1.1993.2351", OS: t.os, DAG: s.DAG}
 	if s.Build != "" {
+		if _, err := exchange.ParseBuild(s.Build); err != nil {
+			return fmt.Errorf("lab: %w", err)
+		}
 		srv.ExchangeBuild = s.Build
 	}
 	if s.Edge {
@@ -297,6 +301,9 @@ func webConfig(a app, host string) string {
 // InstallUpdate plays the installation of an update: Exchange looks as if it were being serviced while during runs (nil:
 // nothing), then has the new build. A cumulative update also replaces the applications' web.config files.
 func InstallUpdate(dir, build string, cumulative bool, during func() error) error {
+	if _, err := exchange.ParseBuild(build); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
 	d := labdir.Dir(dir)
 	if err := d.SetServicing(true); err != nil {
 		return err

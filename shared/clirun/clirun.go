@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -44,11 +45,36 @@ func Main(ctx context.Context, root *cobra.Command, args []string, stdout, stder
 		return OK
 	}
 	_, _ = fmt.Fprintf(stderr, "%s: %s\n", root.Name(), Text(err))
-	if errors.Is(err, ErrUsage) || !ran {
+	if errors.Is(err, ErrUsage) || !ran || strings.HasPrefix(err.Error(), "required flag") {
 		_, _ = fmt.Fprintf(stderr, "See '%s --help'.\n", cmd.CommandPath())
 		return Usage
 	}
 	return Failed
+}
+
+var wireNoise = regexp.MustCompile(`^(connection error: desc = "?|transport: |Error while dialing: |authentication handshake failed: |error reading server preface: |remote error: )+`) //nolint:misspell // grpc's own words
+
+// unreachable says why there is no connection, and what to do.
+func unreachable(msg string) string {
+	plain := strings.TrimSuffix(wireNoise.ReplaceAllString(msg, ""), `"`)
+	for _, h := range []struct{ part, hint string }{
+		{"no agent runs", ""},
+		{"connection refused", "is it running, and is the address right?"},
+		{"unknown authority", "the credentials are of another fleet, or this is not its controller"},
+		{"unknown certificate authority", "the credentials are of another fleet, or this is not its controller"},
+		{"certificate is", "name the one in the controller's certificate with --server-name, or use one that was given to init --host"},
+		{"zero addresses", "the host name can't be resolved"},
+		{"does not look like a TLS handshake", "something else listens there"},
+		{"deadline exceeded", "something listens there and does not answer"},
+	} {
+		if strings.Contains(plain, h.part) {
+			if h.hint == "" {
+				return plain
+			}
+			return "can't be reached: " + h.hint + " (" + plain + ")"
+		}
+	}
+	return "can't be reached: " + plain
 }
 
 // Text is an error for a person: of a failed call, its message and not the wire's.
@@ -59,7 +85,7 @@ func Text(err error) string {
 		st := gs.GRPCStatus()
 		switch st.Code() {
 		case codes.Unavailable, codes.DeadlineExceeded:
-			text = "can't be reached: " + st.Message()
+			text = unreachable(st.Message())
 		default:
 			text = st.Message()
 		}

@@ -81,7 +81,7 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 		}
 	}
 	_, err := Parse("x", bytes.Repeat([]byte("#"), MaxBytes+1))
-	if err == nil || !strings.Contains(err.Error(), "the limit is") {
+	if err == nil || !strings.Contains(err.Error(), "that is the limit") {
 		t.Errorf("too large: %v", err)
 	}
 	deep := strings.Repeat("[", 40) + strings.Repeat("]", 40)

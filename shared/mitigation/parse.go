@@ -156,7 +156,7 @@ func ParseFixedBuilds(name string, data []byte) (*FixedBuilds, error) {
 // load checks the YAML itself, then reads it into the message and checks the rules of the .proto.
 func load(name string, data []byte, into proto.Message) (*yaml.Node, error) {
 	if len(data) > MaxBytes {
-		return nil, Problems{{name, 1, 1, fmt.Sprintf("%d bytes; the limit is %d", len(data), MaxBytes)}}
+		return nil, Problems{{name, 1, 1, fmt.Sprintf("more than %d bytes; that is the limit", MaxBytes)}}
 	}
 	if bytes.IndexByte(data, 0) >= 0 {
 		line, col := xmldoc.LineCol(data, bytes.IndexByte(data, 0))

@@ -94,6 +94,9 @@ func WriteCredentials(dir string, ca, cert []byte, key *ecdsa.PrivateKey) error 
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	if _, err := os.Lstat(filepath.Join(dir, KeyFile)); err == nil {
+		return fmt.Errorf("credentials: %s holds a key already; nothing was overwritten", dir)
+	}
 	for _, f := range []struct {
 		name, kind string
 		der        []byte
@@ -120,7 +123,7 @@ type Credentials struct {
 func LoadCredentials(dir string) (*Credentials, error) {
 	ca, err := os.ReadFile(filepath.Join(dir, CAFile))
 	if err != nil {
-		return nil, fmt.Errorf("credentials: %w", err)
+		return nil, fmt.Errorf("credentials: %w; want a directory with %s, %s and %s", err, CAFile, CertFile, KeyFile)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {

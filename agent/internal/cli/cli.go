@@ -43,7 +43,7 @@ func root(stderr io.Writer) *cobra.Command {
 	o := &options{}
 	c := &cobra.Command{
 		Use:     "stopgap-agent",
-		Short:   "Looks after one Exchange server: applies signed mitigations, proves them, takes them off again",
+		Short:   "Looks after one Exchange server: applies mitigations, proves them, takes them off again",
 		Version: shared.Version,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -78,10 +78,10 @@ func run(o *options, stderr io.Writer) *cobra.Command {
 	f.StringVar(&cfg.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
 	f.StringVar(&cfg.Host, "host", "", "server to look after: lab:DIR")
 	f.StringVar(&cfg.Credentials, "credentials", "", "directory of ca.pem, cert.pem, key.pem (default STATE/credentials)")
-	f.StringVar(&cfg.Name, "name", "", "label for people (default: the server's host name)")
+	f.StringVar(&cfg.Name, "name", "", "label for people (default: the name in the certificate)")
 	f.DurationVar(&cfg.PullInterval, "pull-interval", 0, "time between pulls while no stream stands (default 1h)")
-	f.DurationVar(&cfg.RetryMin, "retry-min", 0, "lowest bound of the wait before connecting again (default 2s)")
-	f.DurationVar(&cfg.RetryMax, "retry-max", 0, "highest bound of the wait before connecting again (default 2m)")
+	f.DurationVar(&cfg.RetryMin, "retry-min", 0, "first bound of the wait before connecting again, which is anything between 0 and it (default 2s)")
+	f.DurationVar(&cfg.RetryMax, "retry-max", 0, "what that bound doubles up to (default 2m)")
 	f.DurationVar(&cfg.ReconcileInterval, "reconcile-interval", 0, "time between looks at the server without an event (default 1m)")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn, error, off")
 	f.StringVar(&format, "log-format", "text", "text or json")
@@ -272,10 +272,13 @@ func panicRevert(o *options, stderr io.Writer) *cobra.Command {
 			for _, d := range done {
 				fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", d)
 			}
-			if err != nil {
+			if err != nil && len(done) > 0 {
 				return fmt.Errorf("not everything could be taken off, see %s: %w", filepath.Join(o.state, "UNDO.txt"), err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d changes taken off; the agent is frozen until `stopgap-agent enable`\n", len(done))
+			if err != nil {
+				return fmt.Errorf("nothing was taken off: %w", err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d actions taken off; the agent, once started, is frozen until `stopgap-agent enable`\n", len(done))
 			return nil
 		},
 	}

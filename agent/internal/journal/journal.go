@@ -138,6 +138,10 @@ var ErrLocked = errors.New("journal: another agent has it open")
 // Open opens or makes the journal in a state directory. A damaged file is renamed aside and a new one begun from the
 // plain files beside it; Notes says so.
 func Open(dir string, log hclog.Logger) (*Journal, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
@@ -594,6 +598,30 @@ func (j *Journal) PutAssignment(a *stopgapv1.Assignment) error {
 		return err
 	}
 	return j.put(bPolicy, "assignment", raw)
+}
+
+// ErrOtherServer is returned by Bind.
+var ErrOtherServer = errors.New("journal: the state directory belongs to another server")
+
+// Bind ties the journal to a server the first time, and after that refuses any other: what was there before on one
+// server says nothing of another. undo is the command line that undoes everything, for UNDO.txt; "" keeps the old one.
+func (j *Journal) Bind(machine, undo string) error {
+	var bound string
+	if err := j.get(bSettings, "machine", &bound); err != nil {
+		return err
+	}
+	if bound != "" && machine != "" && bound != machine {
+		return fmt.Errorf("%w (%s, and this is %s); if the server was rebuilt, move %s away", ErrOtherServer, bound, machine, j.dir)
+	}
+	if bound == "" && machine != "" {
+		if err := j.put(bSettings, "machine", machine); err != nil {
+			return err
+		}
+	}
+	if undo != "" {
+		return j.put(bSettings, "undo", undo)
+	}
+	return nil
 }
 
 // Repairs are the times of drift repairs of a mitigation, newest last.

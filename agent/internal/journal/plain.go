@@ -16,6 +16,7 @@ import (
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
+	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
 // Plain files beside the journal: the values from before each change, for an agent whose journal is damaged and for a
@@ -96,7 +97,11 @@ func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) err
 	if err := writeFile(filepath.Join(j.dir, PlainFile), append(data, '\n')); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(j.dir, UndoFile), []byte(undoText(j.dir, p))); err != nil {
+	undo := "stopgap-agent --state \"" + j.dir + "\" panic-revert --host HOST"
+	if err := j.get(bSettings, "undo", &undo); err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(j.dir, UndoFile), []byte(undoText(j.dir, undo, p))); err != nil {
 		return err
 	}
 	// Copies nothing refers to any more.
@@ -216,14 +221,14 @@ func (j *Journal) importPlain() error {
 }
 
 // undoText tells a person how to undo each change without the agent.
-func undoText(dir string, p plain) string {
+func undoText(dir, undo string, p plain) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Stopgap: what it changed on this server, and how to undo it by hand.\r\nWritten %s.\r\n\r\n", p.Written.Format(time.RFC3339))
 	if len(p.Changes) == 0 {
 		b.WriteString("Nothing is changed now.\r\n")
 		return b.String()
 	}
-	b.WriteString("With the agent's program still there, one command undoes all of it:\r\n\r\n    stopgap-agent panic-revert\r\n\r\n" +
+	b.WriteString("With the agent's program still there, one command undoes all of it:\r\n\r\n    " + undo + "\r\n\r\n" +
 		"Otherwise paste the commands below into an elevated PowerShell, the last change first.\r\n" +
 		"A running agent puts back what is undone by hand: stop the service StopgapAgent first.\r\n")
 	for i := len(p.Changes) - 1; i >= 0; i-- {
@@ -237,6 +242,18 @@ func undoText(dir string, p plain) string {
 		undoAction(&b, dir, p, c, a)
 	}
 	return b.String()
+}
+
+func preConditions(fragment string) []string {
+	doc, err := xmldoc.ParseFragment([]byte(fragment))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range doc.Root.Child("preConditions").All("preCondition") {
+		out = append(out, e.Attr("name"))
+	}
+	return out
 }
 
 func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.Action) {
@@ -256,9 +273,12 @@ func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.
 				for _, n := range names {
 					fmt.Fprintf(b, "   delete the <rule name=%q> in <%s> with an editor\r\n", n, part.section)
 				}
+				for _, n := range preConditions(part.xml) {
+					fmt.Fprintf(b, "   then delete the <preCondition name=%q>, and sections that are empty now\r\n", n)
+				}
 			}
 			if name, ok := p.Originals[string(dirKey(d))]; ok {
-				fmt.Fprintf(b, "   or, if nobody else changed the file since:\r\n     Copy-Item -LiteralPath '%s' -Destination '%s'\r\n",
+				fmt.Fprintf(b, "   or, if nobody else changed the file since:\r\n     Copy-Item -LiteralPath '%s' -Destination ([Environment]::ExpandEnvironmentVariables('%s'))\r\n",
 					filepath.Join(dir, PlainDir, name), file)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -59,6 +60,9 @@ const callTimeout = time.Minute
 func (o *options) dial() (stopgapv1.FleetServiceClient, func() error, error) {
 	if o.controller == "" || o.credentials == "" {
 		return nil, nil, fmt.Errorf("%w: --controller and --credentials are needed (or STOPGAP_CONTROLLER and STOPGAP_CREDENTIALS)", clirun.ErrUsage)
+	}
+	if _, _, err := net.SplitHostPort(o.controller); err != nil {
+		return nil, nil, fmt.Errorf("%w: --controller %q is not host:port", clirun.ErrUsage, o.controller)
 	}
 	creds, err := trust.LoadCredentials(o.credentials)
 	if err != nil {
@@ -165,6 +169,17 @@ func withdraw(o *options) *cobra.Command {
 			}
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
 				if !yes {
+					l, err := c.ListMitigations(ctx, &stopgapv1.ListMitigationsRequest{})
+					if err != nil {
+						return err
+					}
+					known := false
+					for _, m := range l.GetMitigations() {
+						known = known || m.GetMitigation().GetId() == id && m.GetMitigation().GetRevision() == rev
+					}
+					if !known {
+						return fmt.Errorf("%s is not in policy", args[0])
+					}
 					n, err := countApplied(ctx, c, id, rev)
 					if err != nil {
 						return err

@@ -210,6 +210,13 @@ func watch(o *options) *cobra.Command {
 			}
 			defer func() { _ = closeConn() }()
 			w := cmd.OutOrStdout()
+			// What is wrong from the start is said once; what breaks later is tried again.
+			cctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+			_, err = client.ListMitigations(cctx, &stopgapv1.ListMitigationsRequest{})
+			cancel()
+			if err != nil {
+				return err
+			}
 			if o.format == clirun.CSV {
 				fmt.Fprintln(w, strings.Join(outcomeHeader, ","))
 			}

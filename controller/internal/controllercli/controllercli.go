@@ -99,7 +99,7 @@ func agentCert(data *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "agent %s (%s): credentials in %s; move them to STATE/credentials of that server and delete them here\n", id, args[0], out)
+			fmt.Fprintf(cmd.OutOrStdout(), "agent %s (%s): credentials in %s; its agent looks for them in STATE/credentials\n", id, args[0], out)
 			return nil
 		},
 	}

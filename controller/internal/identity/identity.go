@@ -168,6 +168,9 @@ func (a *Authority) ServerTLS(dir string) (*tls.Config, error) {
 
 // IssueAgent makes a key and certificate for an agent and writes its credential directory. It returns the agent's id.
 func (a *Authority) IssueAgent(dir, label string) (string, error) {
+	if !agentLabel.MatchString(label) {
+		return "", fmt.Errorf("identity: agent name %q must be 1 to 63 letters, digits, dots, dashes", label)
+	}
 	var id string
 	cert, key, err := a.issueFor(AgentLife, func(t *x509.Certificate, k *ecdsa.PrivateKey) (err error) {
 		if id, err = trust.AgentID(k.Public()); err != nil {
@@ -182,6 +185,8 @@ func (a *Authority) IssueAgent(dir, label string) (string, error) {
 	}
 	return id, trust.WriteCredentials(dir, a.cert.Raw, cert, key)
 }
+
+var agentLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 var operatorName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?$`)
 

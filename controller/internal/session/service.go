@@ -42,7 +42,7 @@ const (
 	// sent away for cloneWait.
 	maxTakeovers   = 3
 	takeoverWindow = 10 * time.Minute
-	cloneWait      = 10 * time.Minute
+	cloneWait      = time.Minute
 	// drainSpread is over how long agents spread their reconnecting when the controller stops.
 	drainSpread = 5 * time.Second
 	drainWait   = 500 * time.Millisecond
@@ -253,7 +253,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	old := s.live[id]
 	if old == nil && len(s.live) >= s.cfg.MaxAgents {
 		s.mu.Unlock()
-		return waitStatus(codes.ResourceExhausted, cloneWait/10, "%d agents are connected, which is the limit", s.cfg.MaxAgents)
+		return waitStatus(codes.ResourceExhausted, cloneWait, "%d agents are connected, which is the limit", s.cfg.MaxAgents)
 	}
 	cloned := false
 	if old != nil && old.instance != h.GetInstanceId() {
