@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stopgap-em/stopgap/e2e/realdata"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
@@ -28,14 +29,7 @@ func ruleset(t testing.TB, xml string) (*Ruleset, error) {
 
 func dataFile(t *testing.T, elem ...string) []byte {
 	t.Helper()
-	dir := os.Getenv("STOPGAP_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "shared", "data")
-		if _, err := os.Stat(dir); err != nil {
-			t.Skip("REAL DATA: absent")
-		}
-	}
-	data, err := os.ReadFile(filepath.Join(append([]string{dir}, elem...)...))
+	data, err := os.ReadFile(filepath.Join(append([]string{realdata.Dir(t)}, elem...)...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,19 +6,14 @@ import (
 	"testing"
 
 	e2elab "github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/realdata"
 	"github.com/stopgap-em/stopgap/shared/labdir"
 )
 
 // realServer is a lab server with the IIS configuration of a real Exchange 2019 server, or a skip where that is absent.
 func realServer(t *testing.T, applicationHost string) *rig {
 	t.Helper()
-	dir := os.Getenv("STOPGAP_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "..", "shared", "data")
-		if _, err := os.Stat(dir); err != nil {
-			t.Skip("REAL DATA: absent")
-		}
-	}
+	dir := realdata.Dir(t)
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU14, Host: "SOLO-E19A", Build: "15.2.792.3"})
 	front := `C:\Program Files\Microsoft\Exchange Server\V15\FrontEnd\HttpProxy\`
 	for real, windows := range map[string]string{

@@ -10,6 +10,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/stopgap-em/stopgap/e2e/realdata"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
 
@@ -70,7 +71,7 @@ func TestApplyThenRevertIsTheIdentityOnRealFiles(t *testing.T) {
 	t.Parallel()
 	frags := catalogueFragments(t)
 	all := []Fragment{frags["M1"], frags["M2"], frags["CVE-2021-26855"]}
-	paths, _ := filepath.Glob(filepath.Join(dataDir(t), "exchange", "*", "*web.config"))
+	paths, _ := filepath.Glob(filepath.Join(realdata.Dir(t), "exchange", "*", "*web.config"))
 	if len(paths) == 0 {
 		t.Fatal("no real web.config found")
 	}
@@ -83,19 +84,6 @@ func TestApplyThenRevertIsTheIdentityOnRealFiles(t *testing.T) {
 			roundTrip(t, orig, all, order)
 		}
 	}
-}
-
-// dataDir is the folder of real data, or skips where it is absent.
-func dataDir(t *testing.T) string {
-	t.Helper()
-	dir := os.Getenv("STOPGAP_TESTDATA")
-	if dir == "" {
-		dir = filepath.Join("..", "..", "..", "..", "..", "shared", "data")
-		if _, err := os.Stat(dir); err != nil {
-			t.Skip("REAL DATA: absent")
-		}
-	}
-	return dir
 }
 
 func TestApplyThenRevertIsTheIdentityOnGeneratedFiles(t *testing.T) {
