@@ -162,6 +162,10 @@ func load(name string, data []byte, into proto.Message) (*yaml.Node, error) {
 		line, col := xmldoc.LineCol(data, bytes.IndexByte(data, 0))
 		return nil, Problems{{name, line, col, "a NUL byte; this is not a text file"}}
 	}
+	if at := oddBreak(data); at >= 0 {
+		line, col := xmldoc.LineCol(data, at)
+		return nil, Problems{{name, line, col, "a line break that is neither LF nor CRLF; editors and YAML readers disagree on it"}}
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var root yaml.Node
 	if err := dec.Decode(&root); err != nil {
@@ -187,10 +191,34 @@ func load(name string, data []byte, into proto.Message) (*yaml.Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mitigation: the schema's own rules don't compile: %w", err)
 	}
-	if err := (protoyaml.UnmarshalOptions{Path: name, Validator: validate{v}}).Unmarshal(data, into); err != nil {
+	if err := unmarshal(name, data, v, into); err != nil {
 		return nil, protoProblems(name, err)
 	}
 	return &root, nil
+}
+
+// unmarshal keeps a panic of the reader inside: a document that trips it is one that can't be read, and must not take down
+// an agent that holds it in its policy.
+func unmarshal(name string, data []byte, v protovalidate.Validator, into proto.Message) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the document can't be read: %v", p)
+		}
+	}()
+	return protoyaml.UnmarshalOptions{Path: name, Validator: validate{v}}.Unmarshal(data, into)
+}
+
+// oddBreak finds a lone CR, NEL, LS or PS: line breaks to YAML 1.1, and to hardly anything else. -1: none.
+func oddBreak(data []byte) int {
+	for i, c := range data {
+		switch {
+		case c == '\r' && (i+1 == len(data) || data[i+1] != '\n'),
+			c == 0xc2 && bytes.HasPrefix(data[i:], []byte("\u0085")),
+			c == 0xe2 && (bytes.HasPrefix(data[i:], []byte("\u2028")) || bytes.HasPrefix(data[i:], []byte("\u2029"))):
+			return i
+		}
+	}
+	return -1
 }
 
 // walker refuses what YAML allows and a signed document must not have: two readers could read it differently.
