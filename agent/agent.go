@@ -33,6 +33,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared/task"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // Config of an agent.
@@ -65,6 +66,7 @@ type Agent struct {
 	cfg       Config
 	id        string
 	instance  string
+	creds     *credentials
 	journal   *journal.Journal
 	driver    host.Driver
 	reconcile *reconcile.Reconciler
@@ -103,20 +105,21 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Credentials == "" {
 		cfg.Credentials = filepath.Join(cfg.StateDir, "credentials")
 	}
-	creds, err := trust.LoadCredentials(cfg.Credentials)
+	creds, err := openCredentials(cfg.Credentials)
 	if err != nil {
-		return nil, fmt.Errorf("agent: %w (`stopgap-controller agent-cert` issues them)", err)
+		return nil, fmt.Errorf("agent: %w (`stopgap-agent enroll` gets them)", err)
 	}
-	if creds.Identity.Kind != trust.KindAgent {
-		return nil, fmt.Errorf("agent: the certificate in %s is for an %s", cfg.Credentials, creds.Identity.Kind)
+	who := creds.get()
+	if who.Identity.Kind != trust.KindAgent {
+		return nil, fmt.Errorf("agent: the certificate in %s is for an %s", cfg.Credentials, who.Identity.Kind)
 	}
 	if cfg.Name == "" {
-		cfg.Name = creds.Cert.Leaf.Subject.CommonName
+		cfg.Name = who.Cert.Leaf.Subject.CommonName
 	}
 	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, id: creds.Identity.ID, log: cfg.Logger, notes: map[string]*stopgapv1.Health{}}
+	a := &Agent{cfg: cfg, id: who.Identity.ID, creds: creds, log: cfg.Logger, notes: map[string]*stopgapv1.Health{}}
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
@@ -128,14 +131,14 @@ func New(cfg Config) (*Agent, error) {
 	if a.journal, err = journal.Open(cfg.StateDir, cfg.Logger.Named("journal")); err != nil {
 		return nil, err
 	}
-	if err := a.build(creds); err != nil {
+	if err := a.build(); err != nil {
 		_ = a.journal.Close()
 		return nil, err
 	}
 	return a, nil
 }
 
-func (a *Agent) build(creds *trust.Credentials) error {
+func (a *Agent) build() error {
 	for _, n := range a.journal.Notes() {
 		a.raise("journal-damaged", n)
 	}
@@ -150,6 +153,9 @@ func (a *Agent) build(creds *trust.Credentials) error {
 	if err := a.journal.HeldPolicy(&a.held); err != nil {
 		return err
 	}
+	if err := a.anchor(); err != nil {
+		return err
+	}
 	a.policy.Store(policy.Parse(a.held))
 	var err error
 	a.reconcile, err = reconcile.New(reconcile.Config{
@@ -161,15 +167,45 @@ func (a *Agent) build(creds *trust.Credentials) error {
 	if err != nil {
 		return err
 	}
-	opts := transport.DialOptions(trust.ClientTLS(creds, a.cfg.ServerName))
-	if a.cfg.Dialer != nil {
-		opts = append(opts, grpc.WithContextDialer(a.cfg.Dialer))
+	dial := func() []grpc.DialOption {
+		opts := transport.DialOptions(trust.ClientTLS(a.creds.get(), a.cfg.ServerName))
+		if a.cfg.Dialer != nil {
+			opts = append(opts, grpc.WithContextDialer(a.cfg.Dialer))
+		}
+		return opts
 	}
 	a.uplink, err = uplink.New(uplink.Config{
-		Addr: a.cfg.Controller, DialOptions: opts, Handler: (*handler)(a), PullInterval: a.cfg.PullInterval,
+		Addr: a.cfg.Controller, DialOptions: dial, Handler: (*handler)(a), PullInterval: a.cfg.PullInterval,
 		RetryMin: a.cfg.RetryMin, RetryMax: a.cfg.RetryMax, Logger: a.log.Named("uplink"),
 	})
 	return err
+}
+
+// anchor brings what the journal holds together with the trust anchor beside it.
+func (a *Agent) anchor() error {
+	anchor, err := policy.ReadAnchor(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	held, lacked, err := policy.Restore(a.held, anchor)
+	if err != nil {
+		return err
+	}
+	if lacked {
+		a.raise("trust-restored", "the journal knew an older policy root or no policy; root and version floor were taken from "+policy.AnchorFile)
+	}
+	if len(held.Root) == 0 {
+		a.raise("no-root", "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again)")
+	}
+	a.held = held
+	if !anchor.Replace {
+		return nil
+	}
+	if err := a.journal.PutPolicy(held); err != nil {
+		return err
+	}
+	anchor.Replace = false
+	return anchor.Write(a.cfg.StateDir)
 }
 
 // ID is the agent's id: the fingerprint of its key.
@@ -194,6 +230,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.reconcile.Run,
 		a.uplink.Run,
 		func(ctx context.Context) error {
+			return a.creds.run(ctx, a.uplink, a.set, a.log.Named("identity"))
+		},
+		func(ctx context.Context) error {
 			return localapi.Serve(ctx, ln, (*local)(a), a.log.Named("localapi"))
 		},
 	)
@@ -208,6 +247,44 @@ func (a *Agent) raise(code, text string) {
 	}
 }
 
+// set raises a standing warning with this text, or takes it away when there is none.
+func (a *Agent) set(code, text string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch old := a.notes[code]; {
+	case text == "":
+		delete(a.notes, code)
+	case old == nil:
+		a.notes[code] = &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()}
+	default:
+		a.notes[code] = &stopgapv1.Health{Code: code, Text: text, Since: old.GetSince()}
+	}
+}
+
+// staleAfter is when a policy whose timestamp was not renewed is worth a warning: two pulls late.
+const staleAfter = 2*time.Hour + 20*time.Minute
+
+// policyHealth warns of a policy that ended, or that nobody has confirmed to be the newest for a while.
+func (a *Agent) policyHealth(now time.Time) []*stopgapv1.Health {
+	a.mu.Lock()
+	held := a.held
+	a.mu.Unlock()
+	var out []*stopgapv1.Health
+	switch {
+	case held.Versions.Targets == 0:
+	case now.After(held.Expires):
+		out = append(out, &stopgapv1.Health{Code: "policy-expired", Since: timestamppb.New(held.Expires), Text: fmt.Sprintf(
+			"the signed policy ended on %s (%s); what is applied stays and is repaired, nothing new is applied", held.Expires.Format(time.RFC3339), held.ExpiresFirst)})
+	case now.Sub(held.AcceptedAt) > staleAfter:
+		out = append(out, &stopgapv1.Health{Code: "policy-stale", Since: timestamppb.New(held.AcceptedAt.Add(staleAfter)), Text: fmt.Sprintf(
+			"nobody has confirmed since %s that the policy held (version %d) is the newest", held.AcceptedAt.Format(time.RFC3339), held.Versions.Targets)})
+	}
+	if held.AttemptedError != "" {
+		out = append(out, &stopgapv1.Health{Code: "policy-refused", Since: timestamppb.New(held.RefusedAt), Text: held.AttemptedError})
+	}
+	return out
+}
+
 // maxHealth bounds the warnings in a message.
 const maxHealth = 32
 
@@ -218,6 +295,7 @@ func (a *Agent) health() []*stopgapv1.Health {
 		out = append(out, h)
 	}
 	a.mu.Unlock()
+	out = append(out, a.policyHealth(time.Now())...)
 	out = append(out, a.reconcile.Health()...)
 	return out[:min(len(out), maxHealth)]
 }
@@ -235,7 +313,7 @@ func (h *handler) Hello() *stopgapv1.Hello {
 	h.mu.Lock()
 	held := h.held
 	if h.full {
-		held.Version = 0
+		held.Versions.Targets = 0
 	}
 	h.mu.Unlock()
 	facts := h.reconcile.Facts()
@@ -245,7 +323,8 @@ func (h *handler) Hello() *stopgapv1.Hello {
 	}
 	return &stopgapv1.Hello{
 		AgentId: h.id, InstanceId: h.instance, AgentVersion: shared.Version, Name: name, Facts: facts,
-		PolicyVersion: held.Version, AttemptedVersion: held.Attempted, AttemptedError: held.AttemptedError,
+		RootVersion: held.Versions.Root, TimestampVersion: held.Versions.Timestamp, SnapshotVersion: held.Versions.Snapshot,
+		PolicyVersion: held.Versions.Targets, AttemptedVersion: held.Attempted, AttemptedError: held.AttemptedError,
 		JournalEpoch: epoch, JournalSequence: seq, Health: h.a().health(),
 	}
 }
@@ -258,7 +337,9 @@ const clockSkew = 5 * time.Minute
 func (h *handler) Welcome(w *stopgapv1.Welcome) error {
 	if t := w.GetServerTime(); t != nil {
 		if d := time.Since(t.AsTime()); d.Abs() > clockSkew {
-			h.a().raise("clock-skew", fmt.Sprintf("this server's clock differs from the controller's by %s", d.Round(time.Second)))
+			h.a().set("clock-skew", fmt.Sprintf("this server's clock differs from the controller's by %s; the end of the signed policy is judged by this server's", d.Round(time.Second)))
+		} else {
+			h.a().set("clock-skew", "")
 		}
 	}
 	epoch, last := h.journal.Mark()
@@ -301,27 +382,32 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 		next, err = policy.Accept(held, u, time.Now().UTC())
 	}
 	if errors.Is(err, policy.ErrUnchanged) {
-		return &stopgapv1.PolicyAck{Version: held.Version}, nil
+		return ackOf(held), nil
 	}
 	if err == nil {
 		// Parsed before it is kept: reading it must not be what breaks the next start.
 		parsed := policy.Parse(next)
-		if err = h.journal.PutPolicy(next); err == nil {
+		if err = h.keep(held, next); err == nil {
 			h.policy.Store(parsed)
 			h.mu.Lock()
 			h.held, h.full = next, false
 			h.mu.Unlock()
-			h.log.Info("policy accepted", "version", next.Version, "documents", len(next.Targets))
-			h.reconcile.Kick()
-			return &stopgapv1.PolicyAck{Version: next.Version}, nil
+			h.a().set("no-root", "")
+			if next.Versions.Targets != held.Versions.Targets || next.Versions.Root != held.Versions.Root {
+				h.log.Info("policy accepted", "version", next.Versions.Targets, "root", next.Versions.Root, "documents", len(next.Documents))
+			}
+			if next.Versions.Targets != held.Versions.Targets || held.Expires.Before(time.Now()) {
+				h.reconcile.Kick()
+			}
+			return ackOf(next), nil
 		}
 	}
-	var ref *policy.Refusal
-	permanent := errors.As(err, &ref) && ref.Permanent
-	h.log.Error("policy refused; what is held stays", "version", u.GetVersion(), "held", held.Version, "error", err)
+	var ref *tufpolicy.Refusal
+	permanent := errors.As(err, &ref) && !ref.Retry || errors.Is(err, tufpolicy.ErrNoRoot)
+	h.log.Error("policy refused; what is held stays", "timestamp", u.GetTimestampVersion(), "held", held.Versions.Targets, "error", err)
 	why := cut(err.Error(), 1<<10)
 	if permanent {
-		held.Attempted, held.AttemptedError = u.GetVersion(), why
+		held.Attempted, held.AttemptedError, held.RefusedAt = u.GetTimestampVersion(), why, time.Now().UTC()
 		h.mu.Lock()
 		h.held = held
 		h.mu.Unlock()
@@ -333,7 +419,31 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 		h.full = true
 		h.mu.Unlock()
 	}
-	return nil, &stopgapv1.PolicyNack{Version: u.GetVersion(), HeldVersion: held.Version, Error: why, Permanent: permanent}
+	return nil, &stopgapv1.PolicyNack{Version: u.GetTimestampVersion(), HeldVersion: held.Versions.Timestamp, TargetsVersion: held.Versions.Targets,
+		RootVersion: held.Versions.Root, Error: why, Permanent: permanent}
+}
+
+func ackOf(held policy.Held) *stopgapv1.PolicyAck {
+	return &stopgapv1.PolicyAck{Version: held.Versions.Timestamp, TargetsVersion: held.Versions.Targets, RootVersion: held.Versions.Root}
+}
+
+// keep writes an accepted policy: into the journal in one transaction, and then root and floor beside it, where they changed.
+func (h *handler) keep(held, next policy.Held) error {
+	if err := h.journal.PutPolicy(next); err != nil {
+		return err
+	}
+	if next.Versions.Root == held.Versions.Root && next.Floor == held.Floor && held.Versions.Targets > 0 {
+		return nil
+	}
+	anchor, err := policy.ReadAnchor(h.cfg.StateDir)
+	if err == nil {
+		anchor.Root, anchor.Floor = next.Root, max(anchor.Floor, next.Floor)
+		err = anchor.Write(h.cfg.StateDir)
+	}
+	if err != nil { // the journal has it; the next change tries again
+		h.log.Error("the trust anchor could not be written", "error", err)
+	}
+	return nil
 }
 
 func cut(s string, n int) string {
@@ -355,8 +465,8 @@ func (h *handler) Assignment(data []byte) bool {
 	if old.GetControllerEpoch() == next.GetControllerEpoch() && next.GetGeneration() <= old.GetGeneration() && old != nil {
 		return false
 	}
-	if len(next.GetItems()) > transport.MaxTargets {
-		h.log.Error("assignment refused", "items", len(next.GetItems()), "limit", transport.MaxTargets)
+	if len(next.GetItems()) > tufpolicy.MaxTargets {
+		h.log.Error("assignment refused", "items", len(next.GetItems()), "limit", tufpolicy.MaxTargets)
 		return false
 	}
 	if err := h.journal.PutAssignment(next); err != nil {
@@ -384,6 +494,11 @@ func (h *handler) Command(k stopgapv1.CommandKind) {
 			h.log.Error("reporting everything again failed", "error", err)
 		}
 		h.uplink.Wake()
+	case stopgapv1.CommandKind_COMMAND_KIND_RENEW:
+		select {
+		case h.creds.kick <- struct{}{}:
+		default:
+		}
 	case stopgapv1.CommandKind_COMMAND_KIND_UNSPECIFIED:
 	default:
 		h.log.Warn("a command of a newer controller", "kind", int(k))
@@ -402,9 +517,9 @@ func (h *handler) Facts() *stopgapv1.Facts { return h.reconcile.Facts() }
 // Heartbeat implements uplink.Handler.
 func (h *handler) Heartbeat() *stopgapv1.Heartbeat {
 	h.mu.Lock()
-	v := h.held.Version
+	v := h.held.Versions.Timestamp
 	h.mu.Unlock()
-	return &stopgapv1.Heartbeat{Health: h.a().health(), PolicyVersion: v}
+	return &stopgapv1.Heartbeat{Health: h.a().health(), TimestampVersion: v}
 }
 
 // PanicRevert takes off everything the journal knows of, with service and controller down, and freezes the agent so that

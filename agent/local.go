@@ -47,15 +47,16 @@ func (l *local) Status(context.Context) (*stopgapv1.StatusResponse, error) {
 	s := &stopgapv1.StatusResponse{
 		AgentId: l.id, Name: (*handler)(l).Hello().GetName(), AgentVersion: shared.Version, Facts: l.reconcile.Facts(),
 		Controller: l.cfg.Controller, Connected: up.Connected, LastError: up.LastError,
-		PolicyVersion: held.Version, Frozen: frozen, Outbox: uint32(l.journal.OutboxLen()), Health: l.a().health(),
+		PolicyVersion: held.Versions.Targets, RootVersion: held.Versions.Root, RefusedError: held.AttemptedError, Frozen: frozen, Outbox: uint32(l.journal.OutboxLen()), Health: l.a().health(),
 		UndoFile: filepath.Join(l.cfg.StateDir, journal.UndoFile),
 	}
 	if !up.LastContact.IsZero() {
 		s.LastContact = timestamppb.New(up.LastContact)
 	}
-	if held.Version > 0 {
-		s.PolicyAcceptedAt = timestamppb.New(held.AcceptedAt)
+	if held.Versions.Targets > 0 {
+		s.PolicyAcceptedAt, s.PolicyExpires = timestamppb.New(held.AcceptedAt), timestamppb.New(held.Expires)
 	}
+	s.CertificateExpires = timestamppb.New(l.creds.get().Cert.Leaf.NotAfter)
 	for id, b := range blocks {
 		s.Blocks = append(s.Blocks, &stopgapv1.Block{Mitigation: id, Since: timestamppb.New(b.Since), Reason: b.Reason, Keep: b.Keep})
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
 	"github.com/stopgap-em/stopgap/controller/internal/operator"
@@ -26,6 +27,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/task"
 	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // Config of a controller.
@@ -41,7 +43,22 @@ type Config struct {
 	Heartbeat time.Duration
 	// MaxAgents bounds the live streams; default 50,000.
 	MaxAgents int
-	Logger    hclog.Logger
+	// AgentCertificateLife is how long an agent's certificate is good; default 7 days. Agents renew at half of it.
+	AgentCertificateLife time.Duration
+	// RenewTimestamp is how often the policy's timestamp is renewed; default 20 minutes.
+	RenewTimestamp time.Duration
+	// Keys names where private keys stand, when not in DataDir.
+	Keys   Keys
+	Logger hclog.Logger
+}
+
+// Keys names the files of private keys that a deployment may put on a secret mount. Empty: in the data directory.
+type Keys struct {
+	CA, Snapshot, Timestamp string
+}
+
+func (k Keys) files() identity.Files {
+	return identity.Files{CAKey: k.CA, SnapshotKey: k.Snapshot, TimestampKey: k.Timestamp}
 }
 
 // maxHeartbeat keeps three of them under a minute.
@@ -54,6 +71,7 @@ const storeFile = "store.db"
 type Controller struct {
 	cfg      Config
 	store    store.Store
+	policy   *policy.Policy
 	fleet    *fleet.Fleet
 	recorder *fleet.Recorder
 	rollout  *rollout.Rollout
@@ -62,29 +80,67 @@ type Controller struct {
 	ln       net.Listener
 }
 
-// Init makes a data directory: a CA, the server's certificate for the given host names and addresses, and the first
-// operator's credentials, whose directory it returns.
-func Init(dataDir, fleetName string, hosts []string) (operatorDir string, err error) {
+// Init makes a data directory: a CA, the server's certificate for the given host names and addresses, the keys that sign
+// snapshot and timestamp, and the first admin's credentials, whose directory it returns.
+func Init(dataDir, fleetName string, hosts []string) (adminDir string, err error) {
 	return identity.Init(dataDir, fleetName, hosts)
 }
 
-// IssueAgent makes a key and certificate for an agent and writes its credential directory; it returns the agent's id. The
-// label is for people. It needs no running controller.
+// OnlinePublic is the file in a data directory with the public halves of the keys that sign snapshot and timestamp.
+func OnlinePublic(dataDir string) string {
+	return filepath.Join(dataDir, "online", identity.PublicFile)
+}
+
+// NewOnlineKeys makes keys for snapshot and timestamp in a directory of their own.
+func NewOnlineKeys(dir string) error { return identity.NewOnlineKeys(dir) }
+
+// IssueAgent makes a key and certificate for an agent without a token, and writes its credential directory; it returns the
+// agent's id. Whoever can read the CA's key can do that. Such an agent trusts no policy root until it is given one.
 func IssueAgent(dataDir, outDir, label string) (id string, err error) {
-	a, err := identity.Load(dataDir)
+	a, err := identity.Load(dataDir, identity.Files{})
 	if err != nil {
 		return "", err
 	}
 	return a.IssueAgent(outDir, label)
 }
 
-// IssueOperator makes credentials for another operator.
-func IssueOperator(dataDir, outDir, name string) error {
-	a, err := identity.Load(dataDir)
+// IssueOperator makes credentials for another person: viewer, operator or admin.
+func IssueOperator(dataDir, outDir, name string, kind trust.Kind, keys Keys) error {
+	a, err := identity.Load(dataDir, keys.files())
 	if err != nil {
 		return err
 	}
-	return a.IssueOperator(outDir, name)
+	return a.IssueOperator(outDir, name, kind)
+}
+
+// BeginCARotation makes a new CA beside the old one; the controller must not run.
+func BeginCARotation(dataDir string, keys Keys) error {
+	return locked(dataDir, func(store.Store) error { return identity.BeginRotation(dataDir, keys.files()) })
+}
+
+// FinishCARotation drops the old CA. Without force it is refused while agents have a certificate of it. The controller must
+// not run.
+func FinishCARotation(ctx context.Context, dataDir string, keys Keys, force bool) error {
+	return locked(dataDir, func(st store.Store) error {
+		a, err := identity.Load(dataDir, keys.files())
+		if err != nil {
+			return err
+		}
+		reg, err := identity.LoadRegistry(ctx, a, st, nil)
+		if err != nil {
+			return err
+		}
+		return identity.FinishRotation(dataDir, keys.files(), reg.OfOtherCA(), force)
+	})
+}
+
+// locked runs something while no controller does.
+func locked(dataDir string, f func(store.Store) error) error {
+	st, err := boltstore.Open(filepath.Join(dataDir, storeFile))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(st), st.Close())
 }
 
 // New opens the data directory and the listener. Nothing is served before Run; Close releases both if Run is never called.
@@ -98,10 +154,11 @@ func New(cfg Config) (_ *Controller, err error) {
 	if cfg.Heartbeat > maxHeartbeat {
 		return nil, fmt.Errorf("controller: heartbeat %s is above %s", cfg.Heartbeat, maxHeartbeat)
 	}
-	authority, err := identity.Load(cfg.DataDir)
+	authority, err := identity.Load(cfg.DataDir, cfg.Keys.files())
 	if err != nil {
 		return nil, err
 	}
+	authority.AgentLife = cfg.AgentCertificateLife
 	tlsConfig, err := authority.ServerTLS(cfg.DataDir)
 	if err != nil {
 		return nil, err
@@ -130,12 +187,25 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	ctx := context.Background()
 	log := c.cfg.Logger
 	var err error
+	snapshot, timestamp, err := c.cfg.Keys.files().OnlineKeys(c.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	trail, err := audit.Load(ctx, c.store, log.Named("audit"))
+	if err != nil {
+		return err
+	}
+	registry, err := identity.LoadRegistry(ctx, authority, c.store, trail)
+	if err != nil {
+		return err
+	}
 	// Policy and fleet tell the rollout, the rollout tells the sessions; each is called only after all are made.
-	pol, err := policy.Load(ctx, c.store, func() {
-		if !c.rollout.Recompute() {
-			c.sessions.Changed()
-		}
-	})
+	c.policy, err = policy.Load(ctx, policy.Config{Store: c.store, Snapshot: snapshot, Timestamp: timestamp, RenewEvery: c.cfg.RenewTimestamp,
+		Logger: log.Named("policy"), Changed: func() {
+			if !c.rollout.Recompute() {
+				c.sessions.Changed()
+			}
+		}})
 	if err != nil {
 		return err
 	}
@@ -148,18 +218,23 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	if err != nil {
 		return err
 	}
-	c.rollout, err = rollout.New(rollout.Config{Fleet: authority.Fleet, Policy: pol.Current, Agents: c.fleet,
+	c.rollout, err = rollout.New(ctx, rollout.Config{Fleet: authority.Fleet, Store: c.store, Policy: c.policy.Current, Agents: c.fleet,
 		Changed: func() { c.sessions.Changed() }})
 	if err != nil {
 		return err
 	}
 	c.recorder = fleet.NewRecorder(c.store.Outcomes())
 	c.sessions = session.New(session.Config{FleetName: authority.Fleet, Fleet: c.fleet, Recorder: c.recorder, Outcomes: c.store.Outcomes(),
-		Policy: pol, Rollout: c.rollout, Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
-	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), authority.Interceptors()...)...)
+		Policy: c.policy, Rollout: c.rollout, Registry: registry, Audit: trail, Bundle: authority.Bundle,
+		Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
+	registry.OnRevoke(func(id string, why error) { c.sessions.End(id, why) })
+	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), identity.NewGate(authority, registry).Interceptors()...)...)
 	stopgapv1.RegisterAgentServiceServer(c.server, c.sessions)
-	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: pol,
-		Recheck: c.sessions.Recheck, Logger: log.Named("operator")}))
+	stopgapv1.RegisterEnrollmentServiceServer(c.server, &session.Enrollment{FleetName: authority.Fleet, Registry: registry, Policy: c.policy,
+		Bundle: authority.Bundle, Logger: log.Named("enrollment")})
+	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: c.policy,
+		Rollout: c.rollout, Registry: registry, Audit: trail, Recheck: c.sessions.Recheck, Connected: c.sessions.Holds, Logger: log.Named("operator")}))
+	trail.Append(ctx, "controller", "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
 	return nil
 }
 
@@ -200,6 +275,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		func(context.Context) error { return c.recorder.Run(rctx) },
 		func(context.Context) error { return c.fleet.Run(rctx) },
 		c.rollout.Run,
+		c.policy.Run,
 		func(ctx context.Context) error {
 			defer stopRooms()
 			sessions := make(chan error, 1)

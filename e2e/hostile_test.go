@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -13,13 +15,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/soc"
+	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
-	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -169,8 +170,8 @@ func TestAnAgentThatMisbehavesIsCutOffWithAClearStatusAndOthersDoNotNotice(t *te
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if _, err := stopgapv1.NewFleetServiceClient(conn).Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: "M1", Revision: 1}); status.Code(err) != codes.PermissionDenied {
-		t.Errorf("an agent may withdraw: %v", err)
+	if _, err := stopgapv1.NewFleetServiceClient(conn).SetRelease(t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: "M1", Revision: 1}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("an agent may hold back: %v", err)
 	}
 	if recs := r.history(); len(recs) > 0 {
 		t.Errorf("something of it was recorded: %v", recs)
@@ -180,130 +181,119 @@ func TestAnAgentThatMisbehavesIsCutOffWithAClearStatusAndOthersDoNotNotice(t *te
 	r.connected(good)
 }
 
-// fakeController speaks the controller's side by hand: what it sends no honest controller would.
-type fakeController struct {
-	stopgapv1.UnimplementedAgentServiceServer
-	updates  chan *stopgapv1.PolicyUpdate
-	acks     chan *stopgapv1.ConnectRequest
-	outcomes chan *stopgapv1.Outcome
+// stolen is a controller in the hands of a thief who has its disk: server certificate, CA, online keys.
+type stolen struct {
+	*thief.Controller
+	r       *rig
+	version int64 // of timestamps
 }
 
-func (f *fakeController) Connect(st stopgapv1.AgentService_ConnectServer) error {
-	first, err := st.Recv()
+// steal stops the rig's controller and serves a thief's in its place.
+func (r *rig) steal() *stolen {
+	r.t.Helper()
+	r.stop()
+	c, err := thief.Serve(r.data, r.addr)
 	if err != nil {
-		return err
+		r.t.Fatal(err)
 	}
-	if err := st.Send(&stopgapv1.ConnectResponse{Welcome: &stopgapv1.Welcome{Fleet: "lab", ControllerEpoch: "x", HeartbeatInterval: durationpb.New(5 * time.Second),
-		Acknowledged: &stopgapv1.OutcomeAck{Epoch: first.GetHello().GetJournalEpoch()}}}); err != nil {
-		return err
+	r.t.Cleanup(c.Stop)
+	// Above what the honest controller signed: it counts by the clock.
+	return &stolen{c, r, time.Now().Unix() + 1000}
+}
+
+// update makes a policy update with stolen online keys around targets metadata.
+func (s *stolen) update(targets []byte, targetsVersion int64, docs map[string][]byte) *stopgapv1.PolicyUpdate {
+	s.r.t.Helper()
+	s.version++
+	ts, sn, err := s.r.online.Sign(targets, targetsVersion, s.version, s.version, time.Now().Add(time.Hour))
+	if err != nil {
+		s.r.t.Fatal(err)
 	}
-	go func() {
-		for {
-			select {
-			case <-st.Context().Done():
-				return
-			case u := <-f.updates:
-				raw, _ := proto.Marshal(u)
-				a := &stopgapv1.Assignment{ControllerEpoch: "x", Generation: u.GetVersion(), PolicyVersion: u.GetVersion()}
-				for _, t := range u.GetTargets() {
-					p := strings.Split(strings.TrimSuffix(strings.TrimPrefix(t.GetPath(), "mitigations/"), ".yaml"), "/")
-					if len(p) == 2 {
-						a.Items = append(a.Items, &stopgapv1.AssignmentItem{Mitigation: p[0], Revision: 1, Sha256: t.GetSha256()})
-					}
-				}
-				assignment, _ := proto.Marshal(a)
-				_ = st.Send(&stopgapv1.ConnectResponse{PolicyUpdate: raw, Assignment: assignment})
-			}
+	u := &stopgapv1.PolicyUpdate{TimestampVersion: uint64(s.version), TargetsVersion: uint64(targetsVersion), Timestamp: ts, Snapshot: sn, Targets: targets}
+	for p, data := range docs {
+		u.Documents = append(u.Documents, &stopgapv1.PolicyTarget{Path: p, Content: data})
+	}
+	return u
+}
+
+// release is an assignment of everything in an update, in the thief's name.
+func (s *stolen) release(u *stopgapv1.PolicyUpdate) *stopgapv1.Assignment {
+	a := &stopgapv1.Assignment{ControllerEpoch: "thief", Generation: u.GetTimestampVersion(), PolicyVersion: u.GetTargetsVersion()}
+	for _, d := range u.GetDocuments() {
+		p := strings.Split(strings.TrimSuffix(strings.TrimPrefix(d.GetPath(), "mitigations/"), ".yaml"), "/")
+		if len(p) == 2 {
+			a.Items = append(a.Items, &stopgapv1.AssignmentItem{Mitigation: p[0], Revision: 1, Sha256: sha(d.GetContent())})
 		}
-	}()
-	for {
-		req, err := st.Recv()
-		if err != nil {
-			return err
-		}
-		if req.GetPolicyAck() != nil || req.GetPolicyNack() != nil {
-			f.acks <- req
-		}
-		for _, o := range req.GetOutcomes().GetOutcomes() {
-			f.outcomes <- o.GetOutcome()
-		}
-		if b := req.GetOutcomes(); len(b.GetOutcomes()) > 0 {
-			last := b.GetOutcomes()[len(b.GetOutcomes())-1].GetSequence()
-			_ = st.Send(&stopgapv1.ConnectResponse{OutcomeAck: &stopgapv1.OutcomeAck{Epoch: b.GetEpoch(), Sequence: last}})
-		}
+	}
+	return a
+}
+
+// try sends an update and gives the agent's answer.
+func (s *stolen) try(u *stopgapv1.PolicyUpdate) *stopgapv1.ConnectRequest {
+	s.r.t.Helper()
+	s.connected()
+	if err := s.Send(u, s.release(u)); err != nil {
+		s.r.t.Fatal(err)
+	}
+	select {
+	case a := <-s.Answers:
+		return a
+	case <-time.After(patience):
+		s.r.t.Fatal("no answer")
+		return nil
 	}
 }
 
-func target(path string, content []byte) *stopgapv1.PolicyTarget {
-	d, _ := mitigation.Parse(path, content)
-	t := &stopgapv1.PolicyTarget{Path: path, Length: uint32(len(content)), Content: content}
-	sum := sha(content)
-	if d != nil {
-		sum = d.SHA256[:]
-	}
-	t.Sha256 = sum
-	return t
+func (s *stolen) connected() {
+	s.r.t.Helper()
+	s.r.eventually(func() error {
+		if s.Connected() == 0 {
+			return errors.New("no agent came")
+		}
+		return nil
+	})
 }
 
 func TestAnAgentOlderThanTheSchemaAppliesWhatItCanReadAndSaysWhatItCannot(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.stop()
-	creds, err := trust.LoadCredentials(filepath.Join(r.data, "server"))
-	_ = creds
-	if err == nil {
+	if _, err := trust.LoadCredentials(filepath.Join(r.data, "server")); err == nil {
 		t.Fatal("a server's credentials name a client")
 	}
-	f := &fakeController{updates: make(chan *stopgapv1.PolicyUpdate, 4), acks: make(chan *stopgapv1.ConnectRequest, 16), outcomes: make(chan *stopgapv1.Outcome, 256)}
-	srv, addr := serveFake(t, r, f)
-	r.addr = addr
 	n := r.add(lab.Spec{Template: lab.Exchange2016CU23, Host: "OLD"}, nil)
-	defer srv.Stop()
-	defer n.stop()
-
-	var m1, fixed []byte
+	r.connected(n)
+	s := r.steal()
+	docs := map[string][]byte{
+		"policy.yaml":           []byte("mitigations: [{id: M1, revisions: [1]}, {id: M9, revisions: [1]}]\n"),
+		"mitigations/M9/1.yaml": []byte("id: M9\nrevision: 1\ntitle: t\nseverity: SEVERITY_LOW\nappliesTo: {roles: [ROLE_MAILBOX]}\nquantumShield: true\n"),
+	}
 	for _, c := range catalogue(t, "M1") {
-		if c.GetName() == "M1.yaml" {
-			m1 = c.GetContent()
+		if c.Name == "M1.yaml" {
+			docs["mitigations/M1/1.yaml"] = c.Content
 		} else {
-			fixed = c.GetContent()
+			docs[c.Name] = c.Content
 		}
 	}
-	future := []byte("id: M9\nrevision: 1\ntitle: t\nseverity: SEVERITY_LOW\nappliesTo: {roles: [ROLE_MAILBOX]}\nquantumShield: true\n")
-	f.updates <- &stopgapv1.PolicyUpdate{Version: 5, Targets: []*stopgapv1.PolicyTarget{target("mitigations/M1/1.yaml", m1),
-		target("mitigations/M9/1.yaml", future), target("fixed-builds.yaml", fixed)}}
-	if ack := <-f.acks; ack.GetPolicyAck().GetVersion() != 5 {
-		t.Fatalf("got %v", ack)
+	tg, err := soc.SignTargets(5, time.Now().Add(time.Hour), docs, r.soc.Targets[:soc.Threshold]...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ack := s.try(s.update(tg, 5, docs)).GetPolicyAck(); ack.GetTargetsVersion() != 5 {
+		t.Fatalf("what is signed was not taken: %v", ack)
 	}
 	want := map[string]string{"M1": "OUTCOME_STATE_APPLIED applied", "M9": "OUTCOME_STATE_FAILED needs-newer-agent"}
 	for len(want) > 0 {
-		o := await(t, f.outcomes)
+		o := await(t, s.Outcomes)
 		if want[o.GetMitigation()] == fmt.Sprint(o.GetState(), " ", o.GetCode()) {
 			delete(want, o.GetMitigation())
 		}
 	}
-
-	// What can't be right is refused for good, and what is held stays.
-	bad := target("mitigations/M1/1.yaml", m1)
-	bad.Sha256 = make([]byte, 32)
-	for name, u := range map[string]*stopgapv1.PolicyUpdate{
-		"wrong hash":       {Version: 6, Targets: []*stopgapv1.PolicyTarget{bad}},
-		"path out of it":   {Version: 7, Targets: []*stopgapv1.PolicyTarget{{Path: "../../journal.db", Content: m1, Length: uint32(len(m1)), Sha256: target("x", m1).GetSha256()}}},
-		"the same twice":   {Version: 8, Targets: []*stopgapv1.PolicyTarget{target("mitigations/M1/1.yaml", m1), target("mitigations/M1/1.yaml", m1)}},
-		"too many targets": {Version: 9, Targets: make([]*stopgapv1.PolicyTarget, 1001)},
-	} {
-		f.updates <- u
-		if nack := (<-f.acks).GetPolicyNack(); nack.GetVersion() != u.GetVersion() || !nack.GetPermanent() || nack.GetHeldVersion() != 5 || nack.GetError() == "" {
-			t.Errorf("%s: got %v", name, nack)
-		}
+	// What is left out and not held is asked for whole.
+	docs["mitigations/M7/1.yaml"] = []byte("x")
+	if tg, err = soc.SignTargets(6, time.Now().Add(time.Hour), docs, r.soc.Targets[:soc.Threshold]...); err != nil {
+		t.Fatal(err)
 	}
-	// An older version is dropped, one that leaves out what is not held is asked for whole.
-	f.updates <- &stopgapv1.PolicyUpdate{Version: 4}
-	if ack := (<-f.acks).GetPolicyAck(); ack.GetVersion() != 5 {
-		t.Errorf("an older version: %v", ack)
-	}
-	f.updates <- &stopgapv1.PolicyUpdate{Version: 10, BaseVersion: 5, Targets: []*stopgapv1.PolicyTarget{{Path: "mitigations/M7/1.yaml", Length: 1, Sha256: make([]byte, 32)}}}
-	if nack := (<-f.acks).GetPolicyNack(); nack.GetVersion() != 10 || nack.GetPermanent() {
+	if nack := s.try(s.update(tg, 6, nil)).GetPolicyNack(); nack.GetTargetsVersion() != 5 || nack.GetPermanent() {
 		t.Errorf("left out and not held: %v", nack)
 	}
 	if n.exploited("CVE-2022-41040") {
@@ -320,4 +310,9 @@ func await(t *testing.T, ch chan *stopgapv1.Outcome) *stopgapv1.Outcome {
 		t.Fatal("no outcome")
 		return nil
 	}
+}
+
+func sha(b []byte) []byte {
+	s := sha256.Sum256(b)
+	return s[:]
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/procs"
-	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
 // binaries builds the real programs once for all tests that need them.
@@ -62,11 +61,7 @@ func TestAnAgentKilledAtRandomMomentsLosesNothing(t *testing.T) {
 		if i%2 == 0 {
 			r.publish(catalogue(t, ids...)...)
 		} else {
-			for _, id := range ids {
-				if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: id, Revision: 1}); err != nil {
-					t.Fatal(err)
-				}
-			}
+			r.withdraw(ids...)
 		}
 		wait := time.NewTimer(time.Duration(rnd.Int64N(int64(250 * time.Millisecond))))
 		<-wait.C
@@ -78,10 +73,8 @@ func TestAnAgentKilledAtRandomMomentsLosesNothing(t *testing.T) {
 	if kills%2 == 1 { // the last was a publish
 		for _, id := range ids {
 			r.expect(n, id, applied, "")
-			if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: id, Revision: 1}); err != nil {
-				t.Fatal(err)
-			}
 		}
+		r.withdraw(ids...)
 	}
 	for _, id := range ids {
 		r.eventually(func() error {

@@ -22,8 +22,10 @@ import (
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
-	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/policydir"
+	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -48,6 +50,9 @@ type rig struct {
 	data   string
 	addr   string
 	op     string
+	soc    *soc.SOC
+	online soc.Online
+	life   time.Duration // of agents' certificates; 0: the default
 	fleet  stopgapv1.FleetServiceClient
 	log    *logBuffer
 	stopFn func()
@@ -80,6 +85,10 @@ func newRig(t *testing.T) *rig {
 	if r.op, err = controller.Init(r.data, "lab", []string{"127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
+	r.online = onlineKeys(t, filepath.Join(r.data, "online"))
+	if r.soc, err = soc.New(filepath.Join(t.TempDir(), "policy"), r.online.Snapshot.Public, r.online.Timestamp.Public); err != nil {
+		t.Fatal(err)
+	}
 	if r.addr, err = procs.FreeAddr(); err != nil {
 		t.Fatal(err)
 	}
@@ -93,6 +102,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r.fleet = stopgapv1.NewFleetServiceClient(conn)
 	r.start()
+	r.publish() // an empty policy: tokens name its root
 	t.Cleanup(func() {
 		r.stop()
 		_ = conn.Close()
@@ -106,7 +116,7 @@ func newRig(t *testing.T) *rig {
 // start starts the controller on its data directory.
 func (r *rig) start() {
 	r.t.Helper()
-	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: time.Second, Logger: r.logger("controller")})
+	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: time.Second, AgentCertificateLife: r.life, Logger: r.logger("controller")})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -170,7 +180,7 @@ func (r *rig) prepare(spec lab.Spec, change func(*agent.Config)) *node {
 	if err = lab.Make(n.dir, spec); err != nil {
 		r.t.Fatal(err)
 	}
-	if n.id, err = controller.IssueAgent(r.data, filepath.Join(n.state, "credentials"), spec.Host); err != nil {
+	if n.id, err = agent.Enroll(r.t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: r.token(1, nil), Host: "lab:" + n.dir}); err != nil {
 		r.t.Fatal(err)
 	}
 	if n.beforeFiles, err = lab.WebConfigs(n.dir); err != nil && !spec.Edge {
@@ -260,46 +270,79 @@ func (n *node) asBefore() {
 	}
 }
 
-// catalogue gives files of the catalogue by id; fixed-builds always among them.
-func catalogue(t *testing.T, ids ...string) []*stopgapv1.PublishRequest {
+// onlineKeys reads the keys of a controller's data directory.
+func onlineKeys(t *testing.T, dir string) soc.Online {
 	t.Helper()
-	files, err := mitigation.Catalogue()
+	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []*stopgapv1.PublishRequest
-	for _, f := range files {
-		wanted := f.Name == mitigation.FixedBuildsName
-		for _, id := range ids {
-			wanted = wanted || f.Name == id+".yaml"
-		}
-		if wanted {
-			out = append(out, &stopgapv1.PublishRequest{Name: f.Name, Content: f.Content})
-		}
-	}
-	return out
-}
-
-func (r *rig) tryPublish(files ...*stopgapv1.PublishRequest) (*stopgapv1.PublishResponse, error) {
-	st, err := r.fleet.Publish(r.t.Context())
+	ts, err := signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	for _, f := range files {
-		if err := st.Send(f); err != nil {
-			break
-		}
-	}
-	return st.CloseAndRecv()
+	return soc.Online{Snapshot: sn, Timestamp: ts}
 }
 
-func (r *rig) publish(files ...*stopgapv1.PublishRequest) *stopgapv1.PublishResponse {
+// token makes an enrolment token.
+func (r *rig) token(uses uint32, labels map[string]string) string {
 	r.t.Helper()
-	resp, err := r.tryPublish(files...)
+	resp, err := r.fleet.CreateToken(r.t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 3600, Uses: uses, Labels: labels})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.GetToken()
+}
+
+// catalogue gives files of the catalogue by id; fixed-builds always among them.
+func catalogue(t *testing.T, ids ...string) []policydir.File {
+	t.Helper()
+	files, err := soc.Catalogue(ids...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// publish adds documents to the policy, has it signed by two people, and publishes it.
+func (r *rig) publish(files ...policydir.File) *stopgapv1.PublishResponse {
+	r.t.Helper()
+	if len(files) > 0 {
+		if err := r.soc.Add(files...); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	resp, err := r.soc.Publish(r.t.Context(), r.fleet)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return resp
+}
+
+// force publishes targets that two people signed without looking: any documents, any table.
+func (r *rig) force(version int64, docs map[string][]byte, table string) (*stopgapv1.PublishResponse, error) {
+	r.t.Helper()
+	docs["policy.yaml"] = []byte(table)
+	tg, err := soc.SignTargets(version, time.Now().Add(time.Hour), docs, r.soc.Targets[:soc.Threshold]...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	files := map[string][]byte{fmt.Sprintf("metadata/%d.targets.json", version): tg}
+	for p, data := range docs {
+		files["targets/"+p] = data
+	}
+	return soc.Send(r.t.Context(), r.fleet, files)
+}
+
+// withdraw takes revision 1 of mitigations out of the signed policy.
+func (r *rig) withdraw(ids ...string) {
+	r.t.Helper()
+	for _, id := range ids {
+		if err := r.soc.Remove(id, 1); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.publish()
 }
 
 func (r *rig) get(n *node) (*stopgapv1.GetAgentResponse, error) {

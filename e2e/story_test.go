@@ -16,6 +16,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/policydir"
 )
 
 func TestTheMainJob(t *testing.T) {
@@ -107,11 +108,7 @@ func TestTheMainJob(t *testing.T) {
 	}
 
 	// Withdrawn, everything is as it was.
-	for _, id := range []string{"CVE-2021-26855", "CVE-2021-26857", "CVE-2021-27065", "CVE-2021-26858", "M1", "M2"} {
-		if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: id, Revision: 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.withdraw("CVE-2021-26855", "CVE-2021-26857", "CVE-2021-27065", "CVE-2021-26858", "M1", "M2")
 	for _, id := range []string{"CVE-2021-26855", "CVE-2021-26857", "CVE-2021-27065", "CVE-2021-26858", "M1", "M2"} {
 		r.expect(ex1, id, reverted, "withdrawn")
 	}
@@ -170,11 +167,7 @@ func TestAFlappingNetworkLosesNothing(t *testing.T) {
 	}()
 	r.publish(catalogue(t, "M1", "M2", "PING1", "CVE-2021-26855")...)
 	r.expect(n, "M1", applied, "")
-	for _, id := range []string{"M1", "M2"} {
-		if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: id, Revision: 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.withdraw("M1", "M2")
 	r.expect(n, "M1", reverted, "withdrawn")
 	close(stop)
 	<-done
@@ -200,9 +193,7 @@ func TestBehindAProxyThatCutsEveryStreamAfterASecond(t *testing.T) {
 	})
 	r.publish(catalogue(t, "M1", "PING1")...)
 	r.expect(n, "M1", applied, "")
-	if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: "M1", Revision: 1}); err != nil {
-		t.Fatal(err)
-	}
+	r.withdraw("M1")
 	r.expect(n, "M1", reverted, "withdrawn")
 	if a, err := r.get(n); err != nil || a.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED {
 		t.Errorf("a stream stood: this was no pull (%v)", err)
@@ -260,11 +251,7 @@ func TestARestoredSnapshotOfAnAgentBeginsANewEpochAndReportsEverything(t *testin
 	})
 	// The rules that the snapshot does not know of are adopted, and can be taken off again.
 	r.expect(n, "M1", applied, "adopted")
-	for _, id := range []string{"M1", "M2"} {
-		if _, err := r.fleet.Withdraw(t.Context(), &stopgapv1.WithdrawRequest{Mitigation: id, Revision: 1}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r.withdraw("M1", "M2")
 	r.expect(n, "M1", reverted, "withdrawn")
 	r.expect(n, "M2", reverted, "withdrawn")
 	n.asBefore()
@@ -295,13 +282,11 @@ func TestARestoredControllerLosesNoProtectionAndGetsEveryOutcomeAgain(t *testing
 	if n.exploited("CVE-2022-41040") {
 		t.Error("protection was lost with the controller's memory")
 	}
-	resp := r.publish(catalogue(t, "M1", "M2")...)
-	if resp.GetAgentsAhead() != 1 || resp.GetNewestClaimedVersion() != 2 {
-		t.Errorf("the operator is not told that servers hold a newer policy: %v", resp)
+	// The signed directory is what the backup lacks; whoever publishes an older one is told.
+	if err := r.soc.Add(catalogue(t, "M2")...); err != nil {
+		t.Fatal(err)
 	}
-	files := catalogue(t, "M1", "M2")
-	files[0].MinimumVersion = resp.GetNewestClaimedVersion() + 10
-	r.publish(files...)
+	r.publish()
 	r.expect(n, "M2", applied, "")
 	r.expect(n, "M1", applied, "")
 }
@@ -312,15 +297,15 @@ func TestTwoPoliciesInQuickSuccessionAreNeverMixed(t *testing.T) {
 	n := r.add(lab.Spec{Template: lab.Exchange2016CU23, Host: "EX01"}, nil)
 	r.connected(n)
 	m1 := catalogue(t, "M1")
-	r2 := func(rev int) *stopgapv1.PublishRequest {
+	r2 := func(rev int) policydir.File {
 		for _, f := range m1 {
-			if f.GetName() == "M1.yaml" {
-				s := strings.NewReplacer("revision: 1", fmt.Sprintf("revision: %d", rev), "M1.1", fmt.Sprintf("M1.%d", rev)).Replace(string(f.GetContent()))
-				return &stopgapv1.PublishRequest{Name: "M1.yaml", Content: []byte(s)}
+			if f.Name == "M1.yaml" {
+				s := strings.NewReplacer("revision: 1", fmt.Sprintf("revision: %d", rev), "M1.1", fmt.Sprintf("M1.%d", rev)).Replace(string(f.Content))
+				return policydir.File{Name: "M1.yaml", Content: []byte(s)}
 			}
 		}
 		t.Fatal("no M1")
-		return nil
+		return policydir.File{}
 	}
 	r.publish(m1...)
 	for rev := 2; rev <= 12; rev++ {
@@ -368,33 +353,39 @@ func TestBadDocumentsAreRefusedByNameLineAndReasonAndNothingIsStored(t *testing.
 		"two actions, one id": {head + "actions:\n  - {id: a, service: {name: X, startType: DISABLED, state: STOPPED}}\n" +
 			"  - {id: a, service: {name: Y, startType: DISABLED, state: STOPPED}}\n", "two actions have one id"},
 	} {
-		files := append([]*stopgapv1.PublishRequest{{Name: "bad.yaml", Content: []byte(c.doc)}}, good...)
-		_, err := r.tryPublish(files...)
-		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.want) {
+		// The author is told ...
+		err := r.soc.Add(append([]policydir.File{{Name: "bad.yaml", Content: []byte(c.doc)}}, good...)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
+		// ... and where two people sign it all the same, the controller does not take it.
+		_, err = r.force(2, map[string][]byte{"mitigations/X/1.yaml": []byte(c.doc)}, "mitigations: [{id: X, revisions: [1]}]\n")
+		if want := strings.ReplaceAll(c.want, "bad.yaml", "mitigations/X/1.yaml"); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s, signed: got %v, want %q", name, err, want)
+		}
 	}
-	_, err := r.tryPublish(&stopgapv1.PublishRequest{Name: "big.yaml", Content: bytes.Repeat([]byte("#"), 300<<10)})
-	if status.Code(err) != codes.InvalidArgument {
+	if _, err := r.force(2, map[string][]byte{"mitigations/X/1.yaml": bytes.Repeat([]byte("#"), 300<<10)}, "mitigations: [{id: X, revisions: [1]}]\n"); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("300 KiB: %v", err)
 	}
-	_, err = r.tryPublish(&stopgapv1.PublishRequest{Name: "huge.yaml", Content: bytes.Repeat([]byte("#"), 10<<20)})
-	if status.Code(err) != codes.ResourceExhausted {
+	if _, err := r.force(2, map[string][]byte{"mitigations/X/1.yaml": bytes.Repeat([]byte("#"), 10<<20)}, "mitigations: []\n"); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("10 MiB: %v", err)
 	}
 	l, err := r.fleet.ListMitigations(t.Context(), &stopgapv1.ListMitigationsRequest{})
-	if err != nil || len(l.GetMitigations()) != 0 || l.GetPolicyVersion() != 0 {
+	if err != nil || len(l.GetMitigations()) != 0 || l.GetPolicyVersion() != 1 {
 		t.Errorf("something was stored: %v %v", l, err)
 	}
 	r.publish(good...)
-	changed := bytes.Replace(good[0].GetContent(), []byte("title:"), []byte("title: "), 1)
+	changed := bytes.Replace(good[0].Content, []byte("title:"), []byte("title: "), 1)
 	for _, f := range good {
-		if f.GetName() == "M1.yaml" {
-			changed = bytes.Replace(f.GetContent(), []byte("ProxyNotShell"), []byte("ProxyNotShel"), 1)
+		if f.Name == "M1.yaml" {
+			changed = bytes.Replace(f.Content, []byte("ProxyNotShell"), []byte("ProxyNotShel"), 1)
 		}
 	}
-	if _, err := r.tryPublish(&stopgapv1.PublishRequest{Name: "M1.yaml", Content: changed}); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("a published revision with other bytes: %v", err)
+	if err := r.soc.Add(policydir.File{Name: "M1.yaml", Content: changed}); !errors.Is(err, policydir.ErrImmutable) {
+		t.Errorf("a revision with other bytes: %v", err)
+	}
+	if _, err := r.force(3, map[string][]byte{"mitigations/M1/1.yaml": changed}, "mitigations: [{id: M1, revisions: [1]}]\n"); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("a published revision with other bytes, signed: %v", err)
 	}
 }
 

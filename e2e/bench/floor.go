@@ -37,7 +37,10 @@ func floorChild(ctx context.Context, dir string, agents int) error {
 	if !pool.AppendCertsFromPEM(ca) {
 		return errors.New("no CA certificate")
 	}
-	ln, err := tls.Listen("tcp", "127.0.0.1:0", trust.ServerTLS(cert, pool))
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", trust.ServerTLS(cert, pool, func(c *x509.Certificate) error {
+		_, err := c.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		return err
+	}))
 	if err != nil {
 		return err
 	}

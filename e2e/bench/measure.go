@@ -17,9 +17,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/stopgap-em/stopgap/controller"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/policydir"
+	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -157,8 +161,15 @@ func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, r
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	f := &fleet{addr: child.addr, op: stopgapv1.NewFleetServiceClient(conn), acked: make(chan time.Time, len(creds))}
+	people, err := signers(dir)
+	if err != nil {
+		return err
+	}
+	f := &fleet{addr: child.addr, op: stopgapv1.NewFleetServiceClient(conn), soc: people, acked: make(chan time.Time, len(creds))}
 	defer f.close()
+	if _, err := people.Publish(ctx, f.op); err != nil {
+		return err
+	}
 
 	progress("connecting")
 	began := time.Now()
@@ -261,8 +272,23 @@ func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, r
 type fleet struct {
 	addr   string
 	op     stopgapv1.FleetServiceClient
+	soc    *soc.SOC
 	agents []*light
 	acked  chan time.Time
+}
+
+// signers makes a policy for the controller in a directory.
+func signers(dir string) (*soc.SOC, error) {
+	online := filepath.Join(dir, "controller", "online")
+	sn, err := signkey.LoadPlain(filepath.Join(online, "snapshot.pem"), signkey.RoleSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	ts, err := signkey.LoadPlain(filepath.Join(online, "timestamp.pem"), signkey.RoleTimestamp)
+	if err != nil {
+		return nil, err
+	}
+	return soc.New(filepath.Join(dir, "policy"), sn.Public, ts.Public)
 }
 
 // document is a mitigation of payloadBytes that changes nothing.
@@ -281,14 +307,17 @@ func (f *fleet) broadcast(ctx context.Context, c *child, revision uint32, want i
 	for len(f.acked) > 0 {
 		<-f.acked
 	}
+	// The revision before goes, so that every broadcast carries one document of the same size.
+	if err := f.soc.Add(policydir.File{Name: "bench.yaml", Content: document(revision)}); err != nil {
+		return nil, 0, err
+	}
+	if revision > 1 {
+		if err := f.soc.Remove("BENCH", revision-1); err != nil {
+			return nil, 0, err
+		}
+	}
 	began := time.Now()
-	st, err := f.op.Publish(ctx)
-	if err == nil {
-		err = st.Send(&stopgapv1.PublishRequest{Name: "bench.yaml", Content: document(revision)})
-	}
-	if err == nil {
-		_, err = st.CloseAndRecv()
-	}
+	_, err = f.soc.Publish(ctx, f.op)
 	if err == nil {
 		acked, err = f.collect(ctx, began, want)
 	}
@@ -372,6 +401,7 @@ type light struct {
 	mu       sync.Mutex
 	stream   stopgapv1.AgentService_ConnectClient
 	sequence uint64
+	targets  uint64
 }
 
 func (f *fleet) connect(ctx context.Context, i int, c *trust.Credentials) (*light, error) {
@@ -394,7 +424,7 @@ func (f *fleet) connect(ctx context.Context, i int, c *trust.Credentials) (*ligh
 	if a.stream, err = stopgapv1.NewAgentServiceClient(cc).Connect(sctx); err != nil {
 		return a, err
 	}
-	err = a.stream.Send(&stopgapv1.ConnectRequest{Hello: &stopgapv1.Hello{AgentId: a.id, InstanceId: "bench", AgentVersion: "1.0.0", JournalEpoch: "bench",
+	err = a.stream.Send(&stopgapv1.ConnectRequest{Hello: &stopgapv1.Hello{AgentId: a.id, InstanceId: "bench", AgentVersion: "1.0.0", JournalEpoch: "bench", RootVersion: 1,
 		Name: fmt.Sprintf("A%05d", i), Facts: &stopgapv1.Facts{Host: fmt.Sprintf("A%05d", i), Organisation: "Bench", ExchangeBuild: "15.2.1748.10",
 			Roles: []stopgapv1.Role{stopgapv1.Role_ROLE_MAILBOX}, UrlRewrite: "7.1.1993.2351", Os: "Windows Server 2022"}}})
 	if err != nil {
@@ -453,24 +483,27 @@ func (a *light) run() {
 			a.f.acked <- time.Now()
 		}
 		if len(f.GetPolicyUpdate()) > 0 {
-			version := policyVersion(f.GetPolicyUpdate())
-			_ = a.stream.Send(&stopgapv1.ConnectRequest{PolicyAck: &stopgapv1.PolicyAck{Version: version}, Outcomes: a.batch(1)})
+			timestamp, targets := versions(f.GetPolicyUpdate())
+			answer := &stopgapv1.ConnectRequest{PolicyAck: &stopgapv1.PolicyAck{Version: timestamp, TargetsVersion: targets, RootVersion: 1}}
+			if targets > a.targets { // a renewed timestamp brings nothing to report
+				a.targets = targets
+				answer.Outcomes = a.batch(1)
+			}
+			_ = a.stream.Send(answer)
 		}
 		a.mu.Unlock()
 	}
 }
 
-// policyVersion reads the version off the front of an encoded PolicyUpdate (field 1, varint), as cheaply as a real agent is
-// not asked to: the bench measures the controller.
-func policyVersion(b []byte) uint64 {
-	var v uint64
-	for i, shift := 1, 0; i < len(b); i, shift = i+1, shift+7 {
-		v |= uint64(b[i]&0x7f) << shift
-		if b[i] < 0x80 {
-			break
-		}
-	}
-	return v
+// versions reads the two versions off the front of an encoded PolicyUpdate (fields 1 and 2, varints), as cheaply as a real
+// agent is not asked to: the bench measures the controller.
+func versions(b []byte) (timestamp, targets uint64) {
+	_, _, n := protowire.ConsumeTag(b)
+	timestamp, m := protowire.ConsumeVarint(b[n:])
+	b = b[n+m:]
+	_, _, n = protowire.ConsumeTag(b)
+	targets, _ = protowire.ConsumeVarint(b[n:])
+	return timestamp, targets
 }
 
 // gatedConn can stop reading, as a stuck process does.

@@ -23,14 +23,15 @@ type step struct {
 
 func (d *demo) steps() []step {
 	return []step{
-		{"A controller and six servers of two organisations: different builds and roles, one patched, one Edge", d.fleetConnects},
+		{"A key ceremony, a controller, and six servers of two organisations that enrol: different builds and roles, one patched, one Edge", d.fleetConnects},
 		{"Exploits for each CVE, before anything is published", d.exploitsGetThrough},
-		{"The SOC publishes the catalogue", d.publish},
+		{"The SOC publishes the catalogue, signed by two people of three", d.publish},
 		{"The same exploits again, and people at work", d.exploitsAreRefused},
 		{"EX02's administrator says no to M1 on that server", d.adminBlocks},
 		{"Somebody deletes M1's rule on EX01", d.driftIsRepaired},
 		{"Fabrikam installs the fixed build, one server after the other", d.organisationIsFixed},
 		{"The controller is killed with SIGKILL, an outcome happens meanwhile, and it comes back", d.controllerDies},
+		{"Somebody owns the controller: alters its data, and with its keys serves a policy that nobody signed", d.controllerIsStolen},
 	}
 }
 
@@ -57,7 +58,7 @@ func (d *demo) fleetConnects(ctx context.Context) (string, error) {
 		return nil
 	})
 	fmt.Print(list)
-	return "six agents hold a stream (TLS 1.3, client certificates); each server told build, roles and organisation itself", err
+	return "six agents enrolled with a token, made their own keys, and hold a stream (TLS 1.3); they trust the policy root whose fingerprint the token carried", err
 }
 
 func (d *demo) exploitsGetThrough(ctx context.Context) (string, error) {
@@ -124,8 +125,17 @@ func (d *demo) publish(ctx context.Context) (string, error) {
 			d.originals[p] = data
 		}
 	}
+	if _, err := d.offline(ctx, "policy", "--dir", d.policyDir(), "add", "catalogue"); err != nil {
+		return "", err
+	}
+	if _, err := d.stopgap(ctx, "publish", d.policyDir()); err == nil {
+		return "", fmt.Errorf("a policy without signatures was published")
+	}
+	if err := d.sign(ctx, "targets"); err != nil {
+		return "", err
+	}
 	d.published = time.Now()
-	if _, err := d.stopgap(ctx, "publish", "catalogue"); err != nil {
+	if _, err := d.stopgap(ctx, "publish", d.policyDir()); err != nil {
 		return "", err
 	}
 	var last time.Time

@@ -101,6 +101,13 @@ func (d *demo) start(ctx context.Context) error {
 	if err := d.controller.Start(); err != nil {
 		return err
 	}
+	if err := d.ceremony(ctx); err != nil {
+		return err
+	}
+	token, err := d.stopgap(ctx, "token", "create", "--uses", fmt.Sprint(len(cast)), "--ttl", "10m", "--labels", "site=demo")
+	if err != nil {
+		return err
+	}
 	hctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	for _, spec := range cast {
@@ -114,11 +121,11 @@ func (d *demo) start(ctx context.Context) error {
 			}
 			go lab.HealthManager(hctx, s.dir, 250*time.Millisecond)
 		}
-		out, err := procs.Output(ctx, d.program("stopgap-controller"), "--data", data, "agent-cert", s.name, "--out", filepath.Join(s.state, "credentials"))
+		out, err := d.admin(ctx, s, "enroll", "--controller", d.addr, "--token", strings.TrimSpace(token), "--host", "lab:"+s.dir, "--name", s.name)
 		if err != nil {
 			return err
 		}
-		s.id = strings.Fields(out)[1]
+		s.id = strings.TrimSuffix(strings.Fields(out)[3], ";")
 		s.agent = procs.New(s.name, d.program("stopgap-agent"), filepath.Join(d.dir, s.name, "agent.log"),
 			"--state", s.state, "run", "--controller", d.addr, "--host", "lab:"+s.dir, "--name", s.name, "--retry-min", "200ms", "--retry-max", "1s")
 		if err := s.agent.Start(); err != nil {
@@ -134,6 +141,69 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.fleet = stopgapv1.NewFleetServiceClient(d.conn)
+	return nil
+}
+
+// passphrase is that of all keys of the demo; people choose their own.
+const passphrase = "only for the demo, not for you"
+
+// offline runs a command of the operators' program that needs no controller, as the people with the keys do.
+func (d *demo) offline(ctx context.Context, args ...string) (string, error) {
+	return procs.Output(ctx, d.program("stopgap"), args...)
+}
+
+func (d *demo) policyDir() string { return filepath.Join(d.dir, "policy") }
+
+func (d *demo) key(role string, i int) string {
+	return filepath.Join(d.dir, "keys", fmt.Sprintf("%s-%d", role, i))
+}
+
+// ceremony makes three root keys and three targets keys, and a policy that two of each must sign; then publishes it, empty.
+func (d *demo) ceremony(ctx context.Context) error {
+	if err := os.Setenv("STOPGAP_KEY_PASSPHRASE", passphrase); err != nil {
+		return err
+	}
+	init := []string{"policy", "--dir", d.policyDir(), "init", "--root-threshold", "2", "--targets-threshold", "2",
+		"--online", filepath.Join(d.dir, "controller", "online", "public.json")}
+	for _, role := range []string{"root", "targets"} {
+		for i := range 3 {
+			dir := d.key(role, i)
+			if _, err := d.offline(ctx, "keys", "generate", "--role", role, "--out", dir); err != nil {
+				return err
+			}
+			pub, err := filepath.Glob(filepath.Join(dir, "*.pub"))
+			if err != nil || len(pub) != 1 {
+				return fmt.Errorf("no public key in %s", dir)
+			}
+			init = append(init, "--key", pub[0])
+		}
+	}
+	if _, err := d.offline(ctx, init...); err != nil {
+		return err
+	}
+	if err := d.sign(ctx, "root"); err != nil {
+		return err
+	}
+	if err := d.sign(ctx, "targets"); err != nil {
+		return err
+	}
+	return procs.Wait(ctx, soon, func() error {
+		_, err := d.stopgap(ctx, "publish", d.policyDir())
+		return err
+	})
+}
+
+// sign lets two of the three people with keys of a role sign, one after the other.
+func (d *demo) sign(ctx context.Context, role string) error {
+	for i := range 2 {
+		key, err := filepath.Glob(filepath.Join(d.key(role, i), "*.key"))
+		if err != nil || len(key) != 1 {
+			return fmt.Errorf("no key in %s", d.key(role, i))
+		}
+		if _, err := d.offline(ctx, "sign", "--key", key[0], d.policyDir()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -303,8 +373,9 @@ func (d *demo) live(ctx context.Context, limit time.Duration, done func(map[stri
 func (d *demo) instructions() {
 	fmt.Printf("\nEverything runs until you press Ctrl-C. In another terminal:\n\n"+
 		"  export STOPGAP_CONTROLLER=%s STOPGAP_CREDENTIALS=%s\n  cd %s\n"+
-		"  ./stopgap agents list\n  ./stopgap agents show EX01\n  ./stopgap outcomes\n  ./stopgap watch\n  ./stopgap withdraw M1@1 --yes\n\n",
-		d.addr, d.operatorDir(), d.bin)
+		"  ./stopgap agents list\n  ./stopgap agents show EX01\n  ./stopgap outcomes\n  ./stopgap watch\n  ./stopgap audit\n"+
+		"  export STOPGAP_POLICY=%s STOPGAP_KEY_PASSPHRASE='%s'\n  ./stopgap policy remove M1@1; ./stopgap policy diff\n  ./stopgap sign --key %s/*.key; ./stopgap sign --key %s/*.key; ./stopgap publish\n\n",
+		d.addr, d.operatorDir(), d.bin, d.policyDir(), passphrase, d.key("targets", 0), d.key("targets", 1))
 	for _, s := range d.servers {
 		if s.web != nil {
 			fmt.Printf("  %-7s %s   ./stopgap-agent --state %s status\n", s.name, s.web.URL(), s.state)

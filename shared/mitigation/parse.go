@@ -111,7 +111,7 @@ var ErrNewer = errors.New("needs a newer version of Stopgap")
 
 // validator compiles the rules of the .proto once; it is safe for concurrent use.
 var validator = sync.OnceValues(func() (protovalidate.Validator, error) {
-	return protovalidate.New(protovalidate.WithMessages(&stopgapv1.Mitigation{}, &stopgapv1.FixedBuilds{}))
+	return protovalidate.New(protovalidate.WithMessages(&stopgapv1.Mitigation{}, &stopgapv1.FixedBuilds{}, &stopgapv1.PolicyTable{}))
 })
 
 type validate struct{ protovalidate.Validator }

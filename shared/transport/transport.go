@@ -17,12 +17,8 @@ const (
 	// MaxToController bounds one message to the controller, in bytes: a publish carries one file (256 KiB) a message, an
 	// agent's frame at most MaxOutcomes outcomes.
 	MaxToController = 512 << 10
-	// MaxToAgent bounds one message to an agent, in bytes. The whole policy goes in one.
-	MaxToAgent = 16 << 20
-	// MaxPolicyBytes bounds all documents of a policy together, so that a policy fits MaxToAgent.
-	MaxPolicyBytes = 12 << 20
-	// MaxTargets bounds the number of documents in a policy.
-	MaxTargets = 1000
+	// MaxToAgent bounds one message to an agent, in bytes. The whole policy goes in one: 12 MiB of documents, and every root.
+	MaxToAgent = 32 << 20
 	// MaxOutcomes bounds one batch of outcomes.
 	MaxOutcomes = 256
 	// MaxFrames within FrameWindow bounds what one agent may send.

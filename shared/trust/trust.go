@@ -18,16 +18,24 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Kind is what a certificate's holder is.
 type Kind string
 
-// The kinds.
+// The kinds. Of people: a viewer reads, an operator acts on the fleet, an admin also decides who belongs to it.
 const (
 	KindAgent    Kind = "agent"
+	KindViewer   Kind = "viewer"
 	KindOperator Kind = "operator"
+	KindAdmin    Kind = "admin"
 )
+
+// Known says whether it is one of these.
+func (k Kind) Known() bool {
+	return k == KindAgent || k == KindViewer || k == KindOperator || k == KindAdmin
+}
 
 // Identity is what a certificate says about its holder.
 type Identity struct {
@@ -51,8 +59,8 @@ func FromCertificate(c *x509.Certificate) (Identity, error) {
 			continue
 		}
 		kind, id, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
-		if !ok || id == "" || strings.Contains(id, "/") || Kind(kind) != KindAgent && Kind(kind) != KindOperator {
-			return Identity{}, fmt.Errorf("certificate names %q, want stopgap://FLEET/agent|operator/ID", u)
+		if !ok || id == "" || strings.Contains(id, "/") || !Kind(kind).Known() {
+			return Identity{}, fmt.Errorf("certificate names %q, want stopgap://FLEET/agent|viewer|operator|admin/ID", u)
 		}
 		return Identity{Fleet: u.Host, Kind: Kind(kind), ID: id}, nil
 	}
@@ -85,11 +93,11 @@ const (
 	KeyFile  = "key.pem"
 )
 
-// WriteCredentials writes a credential directory: ca.pem, cert.pem, key.pem (0600).
-func WriteCredentials(dir string, ca, cert []byte, key *ecdsa.PrivateKey) error {
+// WriteCredentials writes a credential directory: ca.pem (one or more), cert.pem, key.pem (0600). It overwrites no key.
+func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateKey) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return err
+		return errors.New("credentials: the key can't be encoded")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -97,19 +105,48 @@ func WriteCredentials(dir string, ca, cert []byte, key *ecdsa.PrivateKey) error 
 	if _, err := os.Lstat(filepath.Join(dir, KeyFile)); err == nil {
 		return fmt.Errorf("credentials: %s holds a key already; nothing was overwritten", dir)
 	}
-	for _, f := range []struct {
-		name, kind string
-		der        []byte
-		mode       os.FileMode
-	}{
-		{CAFile, "CERTIFICATE", ca, 0o644}, {CertFile, "CERTIFICATE", cert, 0o644}, {KeyFile, "PRIVATE KEY", der, 0o600},
-	} {
-		data := pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der})
-		if err := os.WriteFile(filepath.Join(dir, f.name), data, f.mode); err != nil {
-			return err
-		}
+	if err := ReplaceCertificates(dir, cas, cert); err != nil {
+		return err
 	}
-	return nil
+	return replace(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+}
+
+// ReplaceCertificates replaces ca.pem and cert.pem of a credential directory, each in one step. The CA goes first: with it
+// alone the old certificate still works.
+func ReplaceCertificates(dir string, cas [][]byte, cert []byte) error {
+	var bundle []byte
+	for _, ca := range cas {
+		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca})...)
+	}
+	if err := replace(filepath.Join(dir, CAFile), bundle, 0o644); err != nil {
+		return err
+	}
+	return replace(filepath.Join(dir, CertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644)
+}
+
+func replace(name string, data []byte, mode os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*") // 0600 until it is complete
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// Backdate is how long before its issue a certificate begins: clocks differ.
+const Backdate = 10 * time.Minute
+
+// RenewAt is when a certificate is to be renewed: at half of its life, shifted by jitter (-1 to 1) tenths of it.
+func RenewAt(c *x509.Certificate, jitter float64) time.Time {
+	life := c.NotAfter.Sub(c.NotBefore) - Backdate
+	return c.NotAfter.Add(-life/2 + time.Duration(jitter*float64(life)/10))
 }
 
 // Credentials is a loaded credential directory.
@@ -140,15 +177,22 @@ func LoadCredentials(dir string) (*Credentials, error) {
 	return &Credentials{CA: pool, Cert: cert, Identity: id}, nil
 }
 
-// ServerTLS is the controller's side: TLS 1.3, client certificates of the fleet's CA, and no session tickets, so that
-// every handshake checks the chain.
-func ServerTLS(cert tls.Certificate, clients *x509.CertPool) *tls.Config {
+// ServerTLS is the controller's side: TLS 1.3, and no session tickets, so that every handshake checks the chain. A client
+// certificate is asked for and may be missing, for who enrols has none; one that is shown must satisfy verify, or there is no
+// connection. Go's own check can't do that: it would refuse a certificate that expired and may still be renewed.
+func ServerTLS(cert tls.Certificate, clients *x509.CertPool, verify func(*x509.Certificate) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{cert},
-		ClientAuth:             tls.RequireAndVerifyClientCert,
+		ClientAuth:             tls.RequestClientCert,
 		ClientCAs:              clients,
 		SessionTicketsDisabled: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			if len(cs.PeerCertificates) == 0 {
+				return nil
+			}
+			return verify(cs.PeerCertificates[0])
+		},
 		// A push is one message of some KiB after a long silence: in small records it would be three or four writes.
 		DynamicRecordSizingDisabled: true,
 	}

@@ -49,7 +49,7 @@ func root(stderr io.Writer) *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.PersistentFlags().StringVar(&o.state, "state", defaultState(), "state directory: journal, UNDO.txt, local API")
-	c.AddCommand(run(o, stderr), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), panicRevert(o, stderr))
+	c.AddCommand(run(o, stderr), enroll(o), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), panicRevert(o, stderr))
 	return c
 }
 
@@ -89,6 +89,62 @@ func run(o *options, stderr io.Writer) *cobra.Command {
 		_ = c.MarkFlagRequired(n)
 	}
 	return c
+}
+
+func enroll(o *options) *cobra.Command {
+	cfg := agent.EnrollConfig{}
+	var tokenFile string
+	c := &cobra.Command{
+		Use:   "enroll --controller ADDR --token T",
+		Short: "Make a key here and exchange a one-time token for a certificate; CA and policy root are checked against the token",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (cfg.Token == "") == (tokenFile == "") {
+				return fmt.Errorf("%w: one of --token and --token-file is needed (a token on the command line can be seen by others on this machine)", clirun.ErrUsage)
+			}
+			if tokenFile != "" {
+				data, err := readToken(cmd.InOrStdin(), tokenFile)
+				if err != nil {
+					return err
+				}
+				cfg.Token = data
+			}
+			cfg.StateDir = o.state
+			id, err := agent.Enroll(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "enrolled as agent %s; next: stopgap-agent --state %s run --controller %s --host ...\n", id, o.state, cfg.Controller)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Controller, "controller", "", "controller address, host:port")
+	f.StringVar(&cfg.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
+	f.StringVar(&cfg.Token, "token", "", "the token of `stopgap token create`")
+	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
+	f.StringVar(&cfg.Host, "host", "", "server to look after: lab:DIR; its machine id is bound to the identity")
+	f.StringVar(&cfg.Name, "name", "", "label for people (default: the server's host name)")
+	f.BoolVar(&cfg.Again, "again", false, "replace the identity that is there, with a token of `stopgap agents reenroll`; journal, root and version floors stay")
+	f.BoolVar(&cfg.NewRoot, "new-root", false, "trust the token's policy root instead of the one held: for a fleet whose root keys were lost")
+	_ = c.MarkFlagRequired("controller")
+	return c
+}
+
+const maxToken = 4 << 10
+
+func readToken(stdin io.Reader, name string) (string, error) {
+	in := stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = f.Close() }()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, maxToken))
+	return strings.TrimSpace(string(data)), err
 }
 
 // callTimeout bounds a local call; a block reverts before it answers.
@@ -150,7 +206,10 @@ func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) erro
 	}
 	pol := "none yet"
 	if s.GetPolicyVersion() > 0 {
-		pol = fmt.Sprintf("version %d, since %s", s.GetPolicyVersion(), s.GetPolicyAcceptedAt().AsTime().Local().Format(time.DateTime))
+		pol = fmt.Sprintf("version %d, confirmed %s, valid until %s, by root %d", s.GetPolicyVersion(), s.GetPolicyAcceptedAt().AsTime().Local().Format(time.DateTime),
+			s.GetPolicyExpires().AsTime().Local().Format(time.DateTime), s.GetRootVersion())
+	} else if s.GetRootVersion() == 0 {
+		pol = "none, and no policy root is trusted: enrol (again)"
 	}
 	f1 := s.GetFacts()
 	fmt.Fprintf(w, "agent       %s (%s), version %s\nserver      Exchange %s, organisation %s, URL Rewrite %s\ncontroller  %s\npolicy      %s\nto report   %d outcomes\nundo        %s\n",

@@ -1,13 +1,11 @@
-// Package policy is the policy an agent holds: which documents are in it, and what they say. It accepts an update whole or
-// not at all. Signatures (TUF metadata) will be verified here, before anything else of an update is looked at; until then
-// what it believes is the controller's TLS identity and the hashes.
+// Package policy is the signed policy an agent holds: which documents are in it, and what they say. It accepts an update
+// whole or not at all, and only on the word of the SOC's offline keys, never on the controller's.
 package policy
 
 import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -17,28 +15,41 @@ import (
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // Held is what is kept in the journal.
 type Held struct {
-	Version    uint64            `json:"version"`
-	AcceptedAt time.Time         `json:"acceptedAt"`
-	Targets    map[string][]byte `json:"targets"` // path -> content
-	// Attempted is the last version tried, with the reason when it was refused.
+	tufpolicy.State
+	// AcceptedAt is when its timestamp was accepted, which is when it was last known to be the newest.
+	AcceptedAt time.Time `json:"acceptedAt"`
+	// Attempted is the timestamp version of the last update tried, with the reason when it was refused.
 	Attempted      uint64 `json:"attempted"`
 	AttemptedError string `json:"attemptedError,omitempty"`
+	// RefusedAt is when that was.
+	RefusedAt time.Time `json:"refusedAt"`
 }
 
 // Policy is a held policy, parsed. It is never changed after it was made.
 type Policy struct {
+	// Version of the targets metadata; 0: none is held.
 	Version uint64
-	// Revisions by id and revision.
+	// Revisions that are allowed, by id and revision.
 	Revisions map[string]map[uint32]*Revision
+	// Table says what is allowed and what the controller is permitted; never nil.
+	Table *mitigation.PolicyTable
 	// Fixed answers which builds are fixed; never nil.
 	Fixed *exchange.Table
 	// FixedError says why the fixed-builds table can't be read; then nothing counts as fixed.
 	FixedError error
+	// Expires is when the first part of it ends; zero: never.
+	Expires time.Time
+	// ExpiresFirst is that part.
+	ExpiresFirst string
 }
+
+// Expired says whether a part of the policy has ended: then nothing new is applied, and nothing is removed for it.
+func (p *Policy) Expired(now time.Time) bool { return !p.Expires.IsZero() && now.After(p.Expires) }
 
 // Revision is one document of the policy.
 type Revision struct {
@@ -48,79 +59,65 @@ type Revision struct {
 	Err      error
 }
 
-// Refusal is why an update was not accepted.
-type Refusal struct {
-	// Permanent: the same version can never be accepted.
-	Permanent bool
-	Err       error
+// ErrUnchanged is returned for an update to what is held already, or a late answer.
+var ErrUnchanged = tufpolicy.ErrUnchanged
+
+func refuse(format string, args ...any) error {
+	return &tufpolicy.Refusal{Err: fmt.Errorf(format, args...)}
 }
-
-func (r *Refusal) Error() string { return r.Err.Error() }
-func (r *Refusal) Unwrap() error { return r.Err }
-
-func refuse(format string, args ...any) error { return &Refusal{true, fmt.Errorf(format, args...)} }
-
-// ErrUnchanged is returned for an update to the version already held, or an older one: a late answer.
-var ErrUnchanged = errors.New("policy: not newer than the one held")
-
-var targetPath = regexp.MustCompile(`^mitigations/([A-Za-z0-9](?:[-._]?[A-Za-z0-9]){0,39})/([1-9][0-9]{0,6})\.yaml$`)
 
 // Decode reads an encoded update, bounded.
 func Decode(data []byte) (*stopgapv1.PolicyUpdate, error) {
 	if len(data) > transport.MaxToAgent {
-		return nil, refuse("policy update of %d bytes, limit %d", len(data), transport.MaxToAgent)
+		return nil, refuse("update of %d bytes, limit %d", len(data), transport.MaxToAgent)
 	}
 	u := &stopgapv1.PolicyUpdate{}
 	if err := proto.Unmarshal(data, u); err != nil {
-		return nil, refuse("policy update can't be decoded: %w", err)
+		return nil, refuse("update can't be decoded: %w", err)
 	}
 	return u, nil
 }
 
-// Accept checks an update against what is held and gives what is to be held instead. Errors: ErrUnchanged, *Refusal.
+// Accept verifies an update against what is held and gives what is to be held instead. Errors: ErrUnchanged,
+// tufpolicy.ErrNoRoot, *tufpolicy.Refusal.
 func Accept(held Held, u *stopgapv1.PolicyUpdate, now time.Time) (Held, error) {
-	switch {
-	case u.GetVersion() == 0:
-		return held, refuse("policy update without a version")
-	case u.GetVersion() <= held.Version:
-		return held, ErrUnchanged
-	case len(u.GetTargets()) > transport.MaxTargets:
-		return held, refuse("policy %d has %d documents, limit %d", u.GetVersion(), len(u.GetTargets()), transport.MaxTargets)
+	up := tufpolicy.Update{Roots: u.GetRoots(), Timestamp: u.GetTimestamp(), Snapshot: u.GetSnapshot(), Documents: map[string][]byte{}}
+	if len(u.GetTargets()) > 0 {
+		up.Targets = u.GetTargets()
 	}
-	next := Held{Version: u.GetVersion(), AcceptedAt: now, Targets: map[string][]byte{}, Attempted: u.GetVersion()}
-	for _, t := range u.GetTargets() {
-		path := t.GetPath()
-		if path != mitigation.FixedBuildsName && !targetPath.MatchString(path) {
-			return held, refuse("policy %d: target path %q is not allowed", u.GetVersion(), path)
-		}
-		if _, dup := next.Targets[path]; dup {
-			return held, refuse("policy %d: target %s twice", u.GetVersion(), path)
-		}
-		content := t.GetContent()
-		if content == nil {
-			var ok bool
-			if content, ok = held.Targets[path]; !ok {
-				return held, &Refusal{false, fmt.Errorf("policy %d: target %s was left out and is not held here", u.GetVersion(), path)}
-			}
-			if sum := sha256.Sum256(content); string(sum[:]) != string(t.GetSha256()) {
-				return held, &Refusal{false, fmt.Errorf("policy %d: target %s was left out and another content is held here", u.GetVersion(), path)}
-			}
-		}
-		if len(content) > mitigation.MaxBytes || len(content) != int(t.GetLength()) {
-			return held, refuse("policy %d: target %s has %d bytes, announced %d, limit %d", u.GetVersion(), path, len(content), t.GetLength(), mitigation.MaxBytes)
-		}
-		if sum := sha256.Sum256(content); string(sum[:]) != string(t.GetSha256()) {
-			return held, refuse("policy %d: target %s does not have the announced hash", u.GetVersion(), path)
-		}
-		next.Targets[path] = content
+	if len(u.GetDocuments()) > tufpolicy.MaxTargets {
+		return held, refuse("%d documents, limit %d", len(u.GetDocuments()), tufpolicy.MaxTargets)
 	}
-	return next, nil
+	for _, d := range u.GetDocuments() {
+		if _, twice := up.Documents[d.GetPath()]; twice {
+			return held, refuse("document %.64q twice", d.GetPath())
+		}
+		up.Documents[d.GetPath()] = d.GetContent()
+	}
+	st, err := tufpolicy.Verify(held.State, up, now)
+	if err != nil {
+		return held, err
+	}
+	// The table decides what is taken off; one that can't be read must not.
+	if _, err := mitigation.ParsePolicyTable(tufpolicy.PolicyName, st.Documents[tufpolicy.PolicyName]); err != nil {
+		return held, refuse("this agent can't read what is allowed; update it: %w", err)
+	}
+	return Held{State: st, AcceptedAt: now, Attempted: st.Versions.Timestamp}, nil
 }
 
 // Parse reads the documents of a held policy, each alone: one that this agent can't read holds up no other.
 func Parse(h Held) *Policy {
-	p := &Policy{Version: h.Version, Revisions: map[string]map[uint32]*Revision{}, Fixed: &exchange.Table{}}
-	for path, content := range h.Targets {
+	p := &Policy{Version: h.Versions.Targets, Revisions: map[string]map[uint32]*Revision{}, Fixed: &exchange.Table{},
+		Table: &mitigation.PolicyTable{PolicyTable: &stopgapv1.PolicyTable{}}, Expires: h.Expires, ExpiresFirst: h.ExpiresFirst}
+	if p.Version == 0 {
+		return p
+	}
+	if t, err := mitigation.ParsePolicyTable(tufpolicy.PolicyName, h.Documents[tufpolicy.PolicyName]); err == nil {
+		p.Table = t
+	} else {
+		p.Version = 0 // as if none were held: nothing is applied, and nothing removed
+	}
+	for path, content := range h.Documents {
 		if path == mitigation.FixedBuildsName {
 			if fb, err := mitigation.ParseFixedBuilds(path, content); err != nil {
 				p.FixedError = err
@@ -129,21 +126,37 @@ func Parse(h Held) *Policy {
 			}
 			continue
 		}
-		m := targetPath.FindStringSubmatch(path)
-		if m == nil {
+		id, number, ok := tufpolicy.ParsePath(path)
+		rev, err := strconv.ParseUint(number, 10, 32)
+		if !ok || err != nil || !p.Table.Allows(id, uint32(rev)) {
 			continue
 		}
-		rev, _ := strconv.ParseUint(m[2], 10, 32)
-		r := &Revision{SHA256: sha256.Sum256(content)}
-		r.Document, r.Err = mitigation.Parse(path, content)
-		if r.Err == nil && (r.Document.GetId() != m[1] || r.Document.GetRevision() != uint32(rev)) {
-			r.Err = fmt.Errorf("%s says it is %s", path, r.Document.Ref())
-			r.Document = nil
+		p.add(id, uint32(rev), path, content)
+	}
+	// Allowed, and its document is not there: it counts as there and unreadable, because what is allowed is not removed.
+	for _, m := range p.Table.GetMitigations() {
+		for _, r := range m.GetRevisions() {
+			if p.Revisions[m.GetId()][r] == nil {
+				p.put(m.GetId(), r, &Revision{Err: errors.New("its document is missing in the signed policy")})
+			}
 		}
-		if p.Revisions[m[1]] == nil {
-			p.Revisions[m[1]] = map[uint32]*Revision{}
-		}
-		p.Revisions[m[1]][uint32(rev)] = r
 	}
 	return p
+}
+
+func (p *Policy) add(id string, rev uint32, path string, content []byte) {
+	r := &Revision{SHA256: sha256.Sum256(content)}
+	r.Document, r.Err = mitigation.Parse(path, content)
+	if r.Err == nil && (r.Document.GetId() != id || r.Document.GetRevision() != rev) {
+		r.Err = fmt.Errorf("%s says it is %s", path, r.Document.Ref())
+		r.Document = nil
+	}
+	p.put(id, rev, r)
+}
+
+func (p *Policy) put(id string, rev uint32, r *Revision) {
+	if p.Revisions[id] == nil {
+		p.Revisions[id] = map[uint32]*Revision{}
+	}
+	p.Revisions[id][rev] = r
 }

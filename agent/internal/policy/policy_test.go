@@ -1,96 +1,164 @@
 package policy
 
 import (
-	"crypto/sha256"
 	"errors"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/policydir"
+	"github.com/stopgap-em/stopgap/shared/signkey"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
-
-func target(path, content string) *stopgapv1.PolicyTarget {
-	sum := sha256.Sum256([]byte(content))
-	return &stopgapv1.PolicyTarget{Path: path, Sha256: sum[:], Length: uint32(len(content)), Content: []byte(content)}
-}
 
 const a1 = "id: A\nrevision: 1\ntitle: t\nseverity: SEVERITY_LOW\nappliesTo: {roles: [ROLE_MAILBOX]}\n"
 
-func TestAnUpdateIsTakenWholeOrNotAtAll(t *testing.T) {
-	t.Parallel()
-	held, err := Accept(Held{}, &stopgapv1.PolicyUpdate{Version: 3, Targets: []*stopgapv1.PolicyTarget{target("mitigations/A/1.yaml", a1)}}, time.Now())
-	if err != nil || held.Version != 3 {
+// world is a SOC with online keys, and what an agent that enrolled with it holds.
+func world(t testing.TB) (*soc.SOC, soc.Online, Held) {
+	t.Helper()
+	sn, err := signkey.Generate(signkey.RoleSnapshot)
+	if err != nil {
 		t.Fatal(err)
 	}
-	lacking := target("mitigations/A/1.yaml", a1)
-	lacking.Content = nil
-	next, err := Accept(held, &stopgapv1.PolicyUpdate{Version: 4, BaseVersion: 3, Targets: []*stopgapv1.PolicyTarget{lacking, target("mitigations/B/1.yaml", "x")}}, time.Now())
-	if err != nil || string(next.Targets["mitigations/A/1.yaml"]) != a1 {
-		t.Fatalf("what was left out is not taken from what is held: %v", err)
+	ts, err := signkey.Generate(signkey.RoleTimestamp)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := Accept(held, &stopgapv1.PolicyUpdate{Version: 3}, time.Now()); !errors.Is(err, ErrUnchanged) {
-		t.Errorf("the same version: %v", err)
+	s, err := soc.New(filepath.Join(t.TempDir(), "policy"), sn.Public, ts.Public)
+	if err != nil {
+		t.Fatal(err)
 	}
-	wrong := target("mitigations/A/1.yaml", a1)
-	wrong.Length++
-	other := target("mitigations/A/1.yaml", "something else")
-	other.Content = nil
-	for name, c := range map[string]struct {
-		t         *stopgapv1.PolicyTarget
-		permanent bool
-	}{
-		"length":                    {wrong, true},
-		"path":                      {target("mitigations/A/../../x", a1), true},
-		"revision 0":                {target("mitigations/A/0.yaml", a1), true},
-		"left out, other hash held": {other, false},
-		"left out and not held":     {&stopgapv1.PolicyTarget{Path: "mitigations/Z/1.yaml", Sha256: make([]byte, 32)}, false},
-	} {
-		_, err := Accept(held, &stopgapv1.PolicyUpdate{Version: 5, Targets: []*stopgapv1.PolicyTarget{c.t}}, time.Now())
-		var r *Refusal
-		if !errors.As(err, &r) || r.Permanent != c.permanent {
-			t.Errorf("%s: %v", name, err)
-		}
+	if err := s.Add(policydir.File{Name: "A.yaml", Content: []byte(a1)}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := tufpolicy.Begin(d.FirstRoot(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, soc.Online{Snapshot: sn, Timestamp: ts}, Held{State: st}
+}
+
+func update(t testing.TB, o soc.Online, targets []byte, version, ts int64, docs map[string][]byte) *stopgapv1.PolicyUpdate {
+	t.Helper()
+	timestamp, snapshot, err := o.Sign(targets, version, ts, ts, time.Now().Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &stopgapv1.PolicyUpdate{TimestampVersion: uint64(ts), TargetsVersion: uint64(version), Timestamp: timestamp, Snapshot: snapshot, Targets: targets}
+	for p, data := range docs {
+		u.Documents = append(u.Documents, &stopgapv1.PolicyTarget{Path: p, Content: data})
+	}
+	return u
+}
+
+func TestATableThatCannotBeReadIsRefusedSoThatNothingIsRemovedForIt(t *testing.T) {
+	t.Parallel()
+	s, o, held := world(t)
+	d, err := s.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err = Accept(held, update(t, o, d.Signed().Targets, 2, 1, d.Signed().Documents), time.Now())
+	if err != nil || Parse(held).Revisions["A"][1].Document == nil {
+		t.Fatal(err)
+	}
+	docs := map[string][]byte{"policy.yaml": []byte("quantum: true\n"), "mitigations/A/1.yaml": []byte(a1)}
+	tg, err := soc.SignTargets(3, time.Now().Add(time.Hour), docs, s.Targets[:2]...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := Accept(held, update(t, o, tg, 3, 2, docs), time.Now())
+	var r *tufpolicy.Refusal
+	if !errors.As(err, &r) || r.Retry || next.Versions.Targets != 2 {
+		t.Errorf("got %v, at %d", err, next.Versions.Targets)
 	}
 }
 
-func TestADocumentThatCannotBeReadHoldsUpNoOther(t *testing.T) {
+func TestADocumentThatCannotBeReadHoldsUpNoOtherAndOneThatIsNotAllowedIsNotThere(t *testing.T) {
 	t.Parallel()
-	p := Parse(Held{Version: 1, Targets: map[string][]byte{"mitigations/A/1.yaml": []byte(a1), "mitigations/B/1.yaml": []byte("id: ["),
-		"mitigations/C/2.yaml": []byte(a1), "fixed-builds.yaml": []byte("revision: x")}})
+	h := Held{}
+	h.Versions.Targets = 1
+	h.Documents = map[string][]byte{"mitigations/A/1.yaml": []byte(a1), "mitigations/B/1.yaml": []byte("id: ["), "mitigations/C/2.yaml": []byte(a1),
+		"mitigations/D/1.yaml": []byte(a1), "fixed-builds.yaml": []byte("revision: x"),
+		"policy.yaml": []byte("mitigations: [{id: A, revisions: [1]}, {id: B, revisions: [1]}, {id: C, revisions: [2]}, {id: E, revisions: [1]}]\n")}
+	p := Parse(h)
 	if p.Revisions["A"][1].Document == nil || p.Revisions["B"][1].Err == nil || p.FixedError == nil {
 		t.Errorf("%+v", p)
 	}
 	if p.Revisions["C"][2].Err == nil {
 		t.Error("a document under another's path is believed")
 	}
+	if p.Revisions["D"] != nil {
+		t.Error("a document that the table does not allow is in policy")
+	}
+	if p.Revisions["E"][1].Err == nil {
+		t.Error("what is allowed and missing counts as dropped, and would be removed")
+	}
+}
+
+func TestTheAnchorBringsBackRootAndFloorOfALostJournal(t *testing.T) {
+	t.Parallel()
+	_, _, held := world(t)
+	dir := t.TempDir()
+	if a, err := ReadAnchor(dir); err != nil || len(a.Root) > 0 {
+		t.Fatalf("%v %v", a, err)
+	}
+	if err := (Anchor{Fleet: "lab", Root: held.Root, Floor: 7}).Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	a, err := ReadAnchor(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, lacked, err := Restore(Held{}, a)
+	if err != nil || !lacked || got.Floor != 7 || got.Versions.Root != 1 {
+		t.Errorf("%+v %v %v", got.Versions, lacked, err)
+	}
+	held.Floor = 9
+	if got, lacked, err = Restore(held, a); err != nil || lacked || got.Floor != 9 {
+		t.Errorf("a journal that is there: %v %v %v", got.Floor, lacked, err)
+	}
+	a.Root = a.Root[:len(a.Root)/2]
+	if _, _, err := Restore(Held{}, a); err == nil {
+		t.Error("half a root is believed")
+	}
 }
 
 func FuzzAccept(f *testing.F) {
-	raw, err := proto.Marshal(&stopgapv1.PolicyUpdate{Version: 9, Targets: []*stopgapv1.PolicyTarget{target("mitigations/A/1.yaml", a1)}})
+	s, o, begin := world(f)
+	d, err := s.Dir()
+	if err != nil {
+		f.Fatal(err)
+	}
+	u := update(f, o, d.Signed().Targets, 2, 5, d.Signed().Documents)
+	held, err := Accept(begin, update(f, o, d.Signed().Targets, 2, 4, d.Signed().Documents), time.Now())
+	if err != nil {
+		f.Fatal(err)
+	}
+	raw, err := proto.Marshal(u)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(raw)
-	held, err := Accept(Held{}, &stopgapv1.PolicyUpdate{Version: 3, Targets: []*stopgapv1.PolicyTarget{target("mitigations/A/1.yaml", a1)}}, time.Now())
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		u, err := Decode(data)
 		if err != nil {
 			return
 		}
 		next, err := Accept(held, u, time.Now())
-		if err != nil && next.Version != held.Version {
+		if err != nil && next.Versions != held.Versions {
 			t.Fatal("refused, and something changed")
 		}
-		if err == nil {
-			if next.Version <= held.Version {
-				t.Fatal("went back")
-			}
-			Parse(next)
+		if err == nil && (next.Versions.Timestamp <= held.Versions.Timestamp || Parse(next).Revisions["A"][1].Document == nil) {
+			t.Fatal("accepted what nobody signed")
 		}
 	})
 }

@@ -44,6 +44,9 @@ type Decision struct {
 	SHA256 []byte
 	// Alarm is a standing warning to raise with it; "" for none.
 	Alarm string
+	// Refused is what was asked for and is not done, and why; it is added to the reason of an APPLIED. "" for nothing.
+	Refused     string
+	RefusedCode string
 }
 
 // View is everything a decision rests on.
@@ -53,8 +56,10 @@ type View struct {
 	Assignment *stopgapv1.Assignment
 	Blocks     map[string]journal.Block
 	Frozen     bool
-	// InForce are the revisions of which changes are recorded, by mitigation.
+	// InForce are the revisions of which changes are recorded, by mitigation, and Since when each has been in force.
 	InForce map[string][]uint32
+	Since   map[string]time.Time
+	Now     time.Time
 	// Known are the mitigations reported on before.
 	Known map[string]*stopgapv1.Outcome
 }
@@ -148,6 +153,26 @@ func (v View) decide(id string) Decision {
 		}
 		d.Revision, d.SHA256 = inForce, revs[inForce].SHA256[:]
 	}
+	// What the controller alone wants off, or wants replaced by an older revision, goes only as far as signed policy lets it.
+	if item != nil && inForce > 0 && revs[inForce] != nil && (item.GetRevert() || item.GetRevision() < inForce) {
+		if why := v.revertRefused(id, inForce); why != "" {
+			d.Revision, d.SHA256 = inForce, revs[inForce].SHA256[:]
+			d.RefusedCode = codeRevertRefused
+			d.Refused = fmt.Sprintf("the controller asked to take %s off (%s); it stays: %s", ref, orNoReason(item.GetReason()), why)
+			return v.applicable(d, revs[inForce], nil, inForce, ref)
+		}
+		if item.GetRevert() {
+			d.Revision, d.SHA256, d.Want = inForce, revs[inForce].SHA256[:], Remove
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "controller-revert", "the controller asked to take it off (%s), and signed policy lets it; %s was taken off",
+				orNoReason(item.GetReason()), ref)
+		}
+	}
+	if item.GetRevert() && inForce == 0 {
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "not-released", "the controller holds it back: %s", orNoReason(item.GetReason()))
+	}
+	if v.Policy.Expired(v.Now) && (inForce == 0 || d.Revision != inForce && revs[inForce] != nil) {
+		return v.expired(d, revs, inForce, ref)
+	}
 
 	// 3. Release. Absence from the assignment never reverts; a revision that policy dropped does.
 	if item == nil {
@@ -162,6 +187,55 @@ func (v View) decide(id string) Decision {
 		d.SHA256 = revs[inForce].SHA256[:]
 	}
 	return v.applicable(d, revs[d.Revision], item, inForce, ref)
+}
+
+func orNoReason(s string) string {
+	if s == "" {
+		return "no reason given"
+	}
+	return s
+}
+
+// Codes of an APPLIED that is not what was asked for.
+const (
+	codeRevertRefused = "revert-refused"
+	codePolicyExpired = "policy-expired"
+)
+
+// completedAfter is how long a revision has to have been in force on this server for its rollout to have completed here, by
+// the agent's own record: a controller can't stretch it.
+const completedAfter = 24 * time.Hour
+
+// revertRefused says why the controller may not take a revision off; "" when it may.
+func (v View) revertRefused(id string, revision uint32) string {
+	switch v.Policy.Table.ControllerRevert(id) {
+	case stopgapv1.ControllerRevert_CONTROLLER_REVERT_ALWAYS:
+		return ""
+	case stopgapv1.ControllerRevert_CONTROLLER_REVERT_NEVER:
+		return "signed policy never lets it; take it out of the signed policy"
+	default:
+		since := v.Since[mitigation.Ref(id, revision)]
+		if v.Now.Sub(since) < completedAfter {
+			return ""
+		}
+		return fmt.Sprintf("signed policy lets it only during the rollout, which completed here (in force since %s); take it out of the signed policy", since.Format(time.RFC3339))
+	}
+}
+
+// expired is the decision on what an expired policy would newly apply: nothing is; what is in force stays and is repaired.
+func (v View) expired(d Decision, revs map[uint32]*policy.Revision, inForce uint32, ref string) Decision {
+	why := fmt.Sprintf("the signed policy expired on %s (%s); nothing new is applied until a fresh one comes", v.Policy.Expires.UTC().Format(time.RFC3339), v.Policy.ExpiresFirst)
+	if inForce == 0 {
+		// Still worth saying when it is not for this server at all.
+		if out := v.applicable(d, revs[d.Revision], v.item(d.ID), 0, ref); out.Want != Apply {
+			return out
+		}
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, codePolicyExpired, "%s", why)
+	}
+	d.Revision, d.SHA256 = inForce, revs[inForce].SHA256[:]
+	d.RefusedCode = codePolicyExpired
+	d.Refused = why + "; " + ref + " stays in place"
+	return v.applicable(d, revs[inForce], nil, inForce, ref)
 }
 
 // say is the decision with a state and its reason.
@@ -188,6 +262,9 @@ func (v View) blocked(d Decision, b journal.Block, ref string) Decision {
 
 // item is the assignment's entry, if it can be used: its revision is in policy with the hash that was released.
 func (v View) item(id string) *stopgapv1.AssignmentItem {
+	if v.Assignment.GetPolicyVersion() > v.Policy.Version {
+		return nil // it waits for its policy; absence reverts nothing
+	}
 	for _, it := range v.Assignment.GetItems() {
 		if it.GetMitigation() != id {
 			continue

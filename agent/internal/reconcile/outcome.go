@@ -58,14 +58,17 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 }
 
 func appliedCode(w *work, old *stopgapv1.Outcome) (code, reason string) {
+	told := old.GetCode() != codeRevertRefused && old.GetCode() != codePolicyExpired
 	switch {
+	case w.Refused != "":
+		return w.RefusedCode, w.Refused
 	case len(w.apply) > 0 && w.absent == len(w.apply):
 		return "not-present", "nothing to stop: " + w.apply[0].now.Detail
 	case w.adopted:
 		return "adopted", "found in place under our own name, unknown to the journal; taken over"
 	case w.foreign:
 		return "found", "found in place, put there by somebody else; it is not ours to take off"
-	case !w.touched && old.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && old.GetRevision() == w.Revision:
+	case told && !w.touched && old.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && old.GetRevision() == w.Revision:
 		return old.GetCode(), old.GetReason() // a repaired drift stays told
 	case len(w.revert) > 0 && len(w.apply) > 0:
 		return "swapped", fmt.Sprintf("replaced %s@%d in one step", w.ID, w.revert[0].ref.Revision)

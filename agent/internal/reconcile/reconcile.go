@@ -18,6 +18,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
 
 // Journal is what a reconciler needs of the journal. Tests wrap it to stop at any call.
@@ -264,13 +265,17 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 		return nil, View{}, err
 	}
 	view := View{Facts: p.facts, Policy: r.cfg.Policy(), Assignment: assignment, Blocks: p.blocks, Frozen: frozen,
-		InForce: map[string][]uint32{}, Known: p.known}
+		InForce: map[string][]uint32{}, Since: map[string]time.Time{}, Now: p.now, Known: p.known}
 	for _, c := range p.changes {
 		if c.Ref.Mitigation == healthManager {
 			p.heldTill = c.Since
 			continue
 		}
 		view.InForce[c.Ref.Mitigation] = append(view.InForce[c.Ref.Mitigation], c.Ref.Revision)
+		ref := mitigation.Ref(c.Ref.Mitigation, c.Ref.Revision)
+		if since, ok := view.Since[ref]; !ok || c.Since.Before(since) {
+			view.Since[ref] = c.Since
+		}
 	}
 	if view.Policy.FixedError != nil {
 		p.alarms["fixed-builds-unreadable"] = view.Policy.FixedError.Error()

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/labdir"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 func TestMain(m *testing.M) {
@@ -39,6 +41,8 @@ type rig struct {
 	policy  *policy.Policy
 	targets map[string][]byte
 	version uint64
+	expires time.Time
+	permits stopgapv1.ControllerRevert
 	r       *Reconciler
 }
 
@@ -107,7 +111,17 @@ func (g *rig) publish(ids ...string) {
 func (g *rig) release(organisationFixed bool) {
 	g.t.Helper()
 	g.version++
-	g.policy = policy.Parse(policy.Held{Version: g.version, Targets: g.targets})
+	held := policy.Held{}
+	held.Versions.Targets, held.Documents, held.Expires = g.version, g.targets, g.expires
+	table := &mitigation.PolicyTable{PolicyTable: &stopgapv1.PolicyTable{Permits: &stopgapv1.Permits{ControllerRevert: g.permits}}}
+	for p := range g.targets {
+		if id, rev, ok := tufpolicy.ParsePath(p); ok {
+			n, _ := strconv.ParseUint(rev, 10, 32)
+			table.Allow(id, uint32(n))
+		}
+	}
+	g.targets[tufpolicy.PolicyName] = table.YAML()
+	g.policy = policy.Parse(held)
 	a := &stopgapv1.Assignment{PolicyVersion: g.version}
 	for id, revs := range g.policy.Revisions {
 		var newest uint32

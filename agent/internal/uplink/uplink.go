@@ -47,8 +47,8 @@ type Handler interface {
 type Config struct {
 	// Addr of the controller, host:port.
 	Addr string
-	// DialOptions for it: credentials and tuning (package transport).
-	DialOptions []grpc.DialOption
+	// DialOptions for it: credentials and tuning (package transport). Asked for each connection: certificates are renewed.
+	DialOptions func() []grpc.DialOption
 	Handler     Handler
 	// PullInterval between pulls while no stream stands. Default 1 hour; each is jittered by ±10 %.
 	PullInterval time.Duration
@@ -80,6 +80,7 @@ type Uplink struct {
 
 	mu     sync.Mutex
 	status Status
+	live   stopgapv1.AgentServiceClient // of the stream that stands
 }
 
 // Status is the state of the connection.
@@ -91,7 +92,7 @@ type Status struct {
 
 // New makes an uplink.
 func New(cfg Config) (*Uplink, error) {
-	if cfg.Addr == "" || cfg.Handler == nil || cfg.Logger == nil {
+	if cfg.Addr == "" || cfg.Handler == nil || cfg.Logger == nil || cfg.DialOptions == nil {
 		return nil, errors.New("uplink: address, handler and logger are needed")
 	}
 	if cfg.PullInterval == 0 {
@@ -131,6 +132,30 @@ func (u *Uplink) note(connected bool, err error) {
 		u.status.LastContact = time.Now()
 		u.status.LastError = ""
 	}
+}
+
+// Renew calls RenewCertificate: on the connection of the stream where one stands, else on one of its own.
+func (u *Uplink) Renew(ctx context.Context, r *stopgapv1.RenewCertificateRequest) (*stopgapv1.RenewCertificateResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, transport.CallTimeout)
+	defer cancel()
+	u.mu.Lock()
+	client := u.live
+	u.mu.Unlock()
+	if client == nil {
+		conn, err := grpc.NewClient(u.cfg.Addr, u.cfg.DialOptions()...)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = conn.Close() }()
+		client = stopgapv1.NewAgentServiceClient(conn)
+	}
+	return client.RenewCertificate(ctx, r)
+}
+
+func (u *Uplink) setLive(c stopgapv1.AgentServiceClient) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.live = c
 }
 
 // newBackOff waits between 0 and a bound that doubles (cenkalti draws up to twice its interval).
@@ -198,7 +223,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // pull is one Pull call, with everything that waits for the controller.
 func (u *Uplink) pull(ctx context.Context) error {
-	conn, err := grpc.NewClient(u.cfg.Addr, u.cfg.DialOptions...)
+	conn, err := grpc.NewClient(u.cfg.Addr, u.cfg.DialOptions()...)
 	if err != nil {
 		return err
 	}
@@ -271,7 +296,7 @@ type session struct {
 
 // stream runs one stream until it ends; wait is how long the controller asked to stay away.
 func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
-	conn, err := grpc.NewClient(u.cfg.Addr, u.cfg.DialOptions...)
+	conn, err := grpc.NewClient(u.cfg.Addr, u.cfg.DialOptions()...)
 	if err != nil {
 		return 0, err
 	}
@@ -288,7 +313,8 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 		}
 		return err
 	}
-	st, err := stopgapv1.NewAgentServiceClient(conn).Connect(ctx)
+	client := stopgapv1.NewAgentServiceClient(conn)
+	st, err := client.Connect(ctx)
 	if err != nil {
 		return retryInfo(err), cause(err)
 	}
@@ -308,6 +334,8 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 		return 0, err
 	}
 	u.note(true, nil)
+	u.setLive(client)
+	defer u.setLive(nil)
 	u.cfg.Logger.Info("connected", "controller", u.cfg.Addr, "fleet", first.GetWelcome().GetFleet())
 	beat := first.GetWelcome().GetHeartbeatInterval().AsDuration()
 	if beat <= 0 || beat > time.Minute {

@@ -84,8 +84,10 @@ func play(t *testing.T, p *peer, cfg Config, span time.Duration) (*nobody, time.
 	go func() { _ = srv.Serve(ln) }()
 	h := &nobody{}
 	cfg.Addr, cfg.Handler, cfg.Logger = "passthrough:///bufconn", h, hclog.NewNullLogger()
-	cfg.DialOptions = []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return ln.DialContext(ctx) })}
+	cfg.DialOptions = func() []grpc.DialOption {
+		return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return ln.DialContext(ctx) })}
+	}
 	u, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

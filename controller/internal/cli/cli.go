@@ -19,7 +19,6 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
-	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -49,7 +48,7 @@ func root() *cobra.Command {
 	f.StringVar(&o.credentials, "credentials", os.Getenv("STOPGAP_CREDENTIALS"), "directory of ca.pem, cert.pem, key.pem (or STOPGAP_CREDENTIALS)")
 	f.StringVar(&o.serverName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
 	f.VarP(&o.format, "output", "o", "table, json, csv or yaml")
-	c.AddCommand(mitigations(o), publish(o), withdraw(o), agents(o), outcomes(o), watch(o), recheck(o))
+	c.AddCommand(mitigations(o), keys(), policies(), sign(), publish(o), release(o), hold(o), revert(o), agents(o), tokens(o), outcomes(o), watch(o), recheck(o), auditLog(o))
 	return c
 }
 
@@ -108,96 +107,6 @@ func when(t *timestamppb.Timestamp) string {
 }
 
 func short(id string) string { return id[:min(len(id), 12)] }
-
-func publish(o *options) *cobra.Command {
-	var minimum uint64
-	c := &cobra.Command{
-		Use:   "publish FILE...",
-		Short: "Put mitigation documents, and a fixed-builds table, into the policy: all of them or none",
-		Long: "Every file is checked as `mitigation lint` does, here and again by the controller. What is published is released to\n" +
-			"every server at once. \"catalogue\" stands for every document of the built-in catalogue; a name of one (M1) for that.",
-		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			files, err := readFiles(args)
-			if err != nil {
-				return err
-			}
-			if err := lintFiles(files); err != nil {
-				return fmt.Errorf("nothing was published:\n%w", err)
-			}
-			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				st, err := c.Publish(ctx)
-				if err != nil {
-					return err
-				}
-				for _, f := range files {
-					if err := st.Send(&stopgapv1.PublishRequest{Name: f.name, Content: f.data, MinimumVersion: minimum}); err != nil {
-						break // the status comes with CloseAndRecv
-					}
-				}
-				r, err := st.CloseAndRecv()
-				if err != nil {
-					return err
-				}
-				w := cmd.OutOrStdout()
-				for _, line := range r.GetChanges() {
-					fmt.Fprintln(w, clirun.Printable(line))
-				}
-				fmt.Fprintf(w, "policy version %d\n", r.GetPolicyVersion())
-				if r.GetAgentsAhead() > 0 {
-					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d servers say they hold another policy (up to version %d) and ignore this one; if this controller was restored from a\n"+
-						"backup, publish everything that should be in force with --min-version %d\n", r.GetAgentsAhead(), r.GetNewestClaimedVersion(), r.GetNewestClaimedVersion()+1)
-				}
-				return nil
-			})
-		},
-	}
-	c.Flags().Uint64Var(&minimum, "min-version", 0, "make the policy version at least this (for a controller restored from a backup)")
-	return c
-}
-
-func withdraw(o *options) *cobra.Command {
-	var yes bool
-	c := &cobra.Command{
-		Use:   "withdraw ID@REV",
-		Short: "Take a revision out of the policy; servers that have it take it off, or go back to the revision before",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			id, rev, err := mitigation.ParseRef(args[0])
-			if err != nil {
-				return fmt.Errorf("%w: %w", clirun.ErrUsage, err)
-			}
-			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				if !yes {
-					l, err := c.ListMitigations(ctx, &stopgapv1.ListMitigationsRequest{})
-					if err != nil {
-						return err
-					}
-					known := false
-					for _, m := range l.GetMitigations() {
-						known = known || m.GetMitigation().GetId() == id && m.GetMitigation().GetRevision() == rev
-					}
-					if !known {
-						return fmt.Errorf("%s is not in policy", args[0])
-					}
-					n, err := countApplied(ctx, c, id, rev)
-					if err != nil {
-						return err
-					}
-					return fmt.Errorf("%s is applied on %d servers, which would lose it within seconds; say --yes to withdraw it", args[0], n)
-				}
-				r, err := c.Withdraw(ctx, &stopgapv1.WithdrawRequest{Mitigation: id, Revision: rev})
-				if err != nil {
-					return err
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s withdrawn; %d servers have it applied and take it off; policy version %d\n", args[0], r.GetAppliedOn(), r.GetPolicyVersion())
-				return nil
-			})
-		},
-	}
-	c.Flags().BoolVar(&yes, "yes", false, "withdraw it, having read how many servers lose it")
-	return c
-}
 
 func countApplied(ctx context.Context, c stopgapv1.FleetServiceClient, id string, rev uint32) (int, error) {
 	n := 0

@@ -37,7 +37,7 @@ func agents(o *options) *cobra.Command {
 		},
 	}
 	ls.Flags().StringVar(&org, "organisation", "", "only this organisation")
-	c.AddCommand(ls, &cobra.Command{
+	c.AddCommand(ls, revokeAgent(o), reenrollAgent(o), &cobra.Command{
 		Use:   "show AGENT",
 		Short: "Show one server: facts, connection, warnings, every mitigation with its evidence",
 		Args:  cobra.ExactArgs(1),
@@ -70,6 +70,9 @@ func listAgents(ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer
 		}
 		a := r.GetAgent()
 		var codes []string
+		if a.GetRevoked() != "" {
+			codes = append(codes, "REVOKED")
+		}
 		for _, h := range a.GetHealth() {
 			codes = append(codes, h.GetCode())
 		}
@@ -100,8 +103,17 @@ func showAgent(w io.Writer, r *stopgapv1.GetAgentResponse, f clirun.Format) erro
 	fmt.Fprintf(w, "%s (%s)\n  organisation %s, Exchange %s, %s, %s\n  URL Rewrite  %s\n  connection   %s, last seen %s\n  agent        %s, policy version %d\n",
 		p(a.GetName()), a.GetId(), p(a.GetFacts().GetOrganisation()), p(a.GetFacts().GetExchangeBuild()), roles(a.GetFacts().GetRoles()), p(a.GetFacts().GetOs()),
 		p(a.GetFacts().GetUrlRewrite()), presence(a.GetPresence()), lastSeen(a), p(a.GetAgentVersion()), a.GetPolicyVersion())
+	if len(a.GetLabels()) > 0 {
+		fmt.Fprintf(w, "  labels       %s\n", p(labelText(a.GetLabels())))
+	}
+	if a.GetCertificateExpires() != nil {
+		fmt.Fprintf(w, "  certificate  valid until %s\n", when(a.GetCertificateExpires()))
+	}
+	if a.GetRevoked() != "" {
+		fmt.Fprintf(w, "  REVOKED      %s\n", p(a.GetRevoked()))
+	}
 	if a.GetRefusedError() != "" {
-		fmt.Fprintf(w, "  refused      policy version %d: %s\n", a.GetRefusedVersion(), p(a.GetRefusedError()))
+		fmt.Fprintf(w, "  refused      the policy update with timestamp %d: %s\n", a.GetRefusedVersion(), p(a.GetRefusedError()))
 	}
 	for _, h := range a.GetHealth() {
 		fmt.Fprintf(w, "  warning      %s since %s: %s\n", p(h.GetCode()), when(h.GetSince()), p(h.GetText()))

@@ -178,14 +178,18 @@ func list(o *options) *cobra.Command {
 					}
 					sort.Strings(counts)
 					in := "superseded"
-					if m.GetAssigned() {
+					switch {
+					case m.GetRelease() == stopgapv1.Release_RELEASE_HELD, m.GetRelease() == stopgapv1.Release_RELEASE_REVERTED:
+						in = strings.ToLower(strings.TrimPrefix(m.GetRelease().String(), "RELEASE_")) + ": " + m.GetReleaseReason()
+					case m.GetAssigned():
 						in = "released"
 					}
 					d := m.GetMitigation()
 					l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), in, strings.Join(counts, ", "), d.GetTitle()})
 				}
 				if o.format == clirun.Table {
-					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, fixed-builds revision %d\n", r.GetPolicyVersion(), r.GetFixedBuildsRevision())
+					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, valid until %s; root %d, valid until %s; fixed-builds revision %d\n", r.GetPolicyVersion(),
+						when(r.GetTargetsExpire()), r.GetRootVersion(), when(r.GetRootExpires()), r.GetFixedBuildsRevision())
 				}
 				return l.Print(cmd.OutOrStdout(), o.format)
 			})

@@ -1,13 +1,15 @@
-// Package identity is the controller's certificate authority and who may call what. It owns the CA key; enrolment tokens,
-// renewal and revocation will live here too.
+// Package identity is who belongs to a fleet: the certificate authority, enrolment tokens, the record of each agent's key, and
+// who may call what.
 package identity
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -28,9 +31,10 @@ const (
 	caLife       = 10 * 365 * 24 * time.Hour
 	serverLife   = 2 * 365 * 24 * time.Hour
 	operatorLife = 365 * 24 * time.Hour
-	// AgentLife is long because nothing renews a certificate yet; with enrolment it becomes seven days.
-	AgentLife = 365 * 24 * time.Hour
-	backdate  = 10 * time.Minute // clocks differ
+	// DefaultAgentLife is how long an agent's certificate is good; it renews at half of it.
+	DefaultAgentLife = 7 * 24 * time.Hour
+	// Grace is how long after its end a certificate can still be renewed.
+	Grace = 30 * 24 * time.Hour
 )
 
 // Files of the data directory.
@@ -38,16 +42,46 @@ const (
 	caDir      = "ca"
 	serverDir  = "server"
 	operators  = "operators"
+	onlineDir  = "online"
 	fleetFile  = "fleet"
-	caCertFile = "ca.pem"
+	caCertFile = "ca.pem" // the issuing CA first; a second one while it is being replaced
 	caKeyFile  = "ca-key.pem"
+	// PublicFile in the online directory is what `stopgap policy init --online` reads.
+	PublicFile = "public.json"
 )
+
+// Files names where private keys stand, so that a deployment can put them on a secret mount. Empty: in the data directory.
+type Files struct {
+	CAKey, SnapshotKey, TimestampKey string
+}
+
+func (f Files) caKey(dir string) string { return or(f.CAKey, filepath.Join(dir, caDir, caKeyFile)) }
+
+func or(s, other string) string {
+	if s != "" {
+		return s
+	}
+	return other
+}
+
+// OnlineKeys reads the keys that sign snapshot and timestamp.
+func (f Files) OnlineKeys(dir string) (snapshot, timestamp *signkey.Key, err error) {
+	if snapshot, err = signkey.LoadPlain(or(f.SnapshotKey, filepath.Join(dir, onlineDir, "snapshot.pem")), signkey.RoleSnapshot); err != nil {
+		return nil, nil, fmt.Errorf("identity: snapshot key: %w", err)
+	}
+	if timestamp, err = signkey.LoadPlain(or(f.TimestampKey, filepath.Join(dir, onlineDir, "timestamp.pem")), signkey.RoleTimestamp); err != nil {
+		return nil, nil, fmt.Errorf("identity: timestamp key: %w", err)
+	}
+	return snapshot, timestamp, nil
+}
 
 // Authority is the CA of a fleet.
 type Authority struct {
 	Fleet string
-	cert  *x509.Certificate
-	key   *ecdsa.PrivateKey
+	// AgentLife is how long an agent's certificate is good; 0: DefaultAgentLife.
+	AgentLife time.Duration
+	certs     []*x509.Certificate // the issuing one first
+	key       *ecdsa.PrivateKey
 }
 
 var fleetName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -55,40 +89,186 @@ var fleetName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 // ErrExists is returned by Init for a directory that holds a CA.
 var ErrExists = errors.New("identity: the data directory is initialised already")
 
-// Init makes a CA, the server's certificate for the given host names and addresses, and the first operator's client
-// certificate. It returns the directory of that operator's credentials.
+// Init makes a CA, the server's certificate for the given host names and addresses, the first admin's client certificate, and
+// the online keys that sign snapshot and timestamp. It returns the directory of that admin's credentials.
 func Init(dir, fleet string, hosts []string) (string, error) {
 	if !fleetName.MatchString(fleet) {
 		return "", fmt.Errorf("identity: fleet name %q must be lower-case letters, digits and dashes", fleet)
 	}
 	if len(hosts) == 0 {
-		return "", errors.New("identity: at least one host name or address of the controller is needed")
+		return "", errors.New("identity: no host name or address for the server's certificate")
 	}
 	if _, err := os.Stat(filepath.Join(dir, caDir)); !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("%w: %s", ErrExists, dir)
 	}
-	key, err := trust.NewKey()
+	ca, key, err := newCA(fleet)
 	if err != nil {
 		return "", err
+	}
+	a := &Authority{Fleet: fleet, certs: []*x509.Certificate{ca}, key: key}
+	// Everything else first: the CA's directory is what says that the whole is there.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	if err := a.issueServer(filepath.Join(dir, serverDir), hosts); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, fleetFile), []byte(fleet+"\n"), 0o600); err != nil {
+		return "", err
+	}
+	op := filepath.Join(dir, operators, "admin")
+	if err := a.IssueOperator(op, "admin", trust.KindAdmin); err != nil {
+		return "", err
+	}
+	if err := NewOnlineKeys(filepath.Join(dir, onlineDir)); err != nil {
+		return "", err
+	}
+	return op, writeCA(dir, Files{}, a.certs, key)
+}
+
+// NewOnlineKeys makes the keys that sign snapshot and timestamp, and the file with their public halves for the offline side.
+func NewOnlineKeys(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	var public []signkey.Public
+	for _, role := range []string{signkey.RoleSnapshot, signkey.RoleTimestamp} {
+		k, err := signkey.Generate(role)
+		if err != nil {
+			return err
+		}
+		if err := k.SavePlain(filepath.Join(dir, role+".pem")); err != nil {
+			return err
+		}
+		public = append(public, k.Public)
+	}
+	data, err := json.MarshalIndent(public, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, PublicFile), append(data, '\n'), 0o644)
+}
+
+func newCA(fleet string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+	key, err := trust.NewKey()
+	if err != nil {
+		return nil, nil, err
 	}
 	tmpl, err := template(caLife)
 	if err != nil {
-		return "", err
+		return nil, nil, err
 	}
-	tmpl.Subject = pkix.Name{CommonName: "Stopgap CA of fleet " + fleet}
+	tmpl.Subject = pkix.Name{CommonName: "Stopgap CA of fleet " + fleet, SerialNumber: tmpl.SerialNumber.Text(16)[:8]}
 	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.MaxPathLenZero = true, true, true
 	tmpl.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
-		return "", err
+		return nil, nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
+	return cert, key, err
+}
+
+func writeCA(dir string, files Files, certs []*x509.Certificate, key *ecdsa.PrivateKey) error {
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return "", err
+		return errors.New("identity: the CA key can't be encoded")
 	}
-	a := &Authority{Fleet: fleet, cert: cert, key: key}
-	server, serverKey, err := a.issue(serverLife, func(t *x509.Certificate) {
-		t.Subject = pkix.Name{CommonName: "Stopgap controller of fleet " + fleet}
+	if err := os.MkdirAll(filepath.Join(dir, caDir), 0o700); err != nil {
+		return err
+	}
+	var bundle []byte
+	for _, c := range certs {
+		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	if err := os.WriteFile(files.caKey(dir), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, caDir, caCertFile), bundle, 0o644)
+}
+
+// ErrNotInitialised is returned by Load.
+var ErrNotInitialised = errors.New("identity: no data directory there; `stopgap-controller init` makes one")
+
+// Load reads the CA of a data directory.
+func Load(dir string, files Files) (*Authority, error) {
+	fleet, err := os.ReadFile(filepath.Join(dir, fleetFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w (%s)", ErrNotInitialised, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, caDir, caCertFile), files.caKey(dir))
+	if err != nil {
+		return nil, fmt.Errorf("identity: CA: %w", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("identity: CA key is a %T, want ECDSA", pair.PrivateKey)
+	}
+	a := &Authority{Fleet: string(bytes.TrimSpace(fleet)), key: key}
+	for _, der := range pair.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("identity: CA: %w", err)
+		}
+		a.certs = append(a.certs, c)
+	}
+	return a, nil
+}
+
+// Bundle is every CA certificate that is good now, in DER.
+func (a *Authority) Bundle() [][]byte {
+	out := make([][]byte, len(a.certs))
+	for i, c := range a.certs {
+		out[i] = c.Raw
+	}
+	return out
+}
+
+// Fingerprint names the issuing CA in a token.
+func (a *Authority) Fingerprint() [32]byte { return trust.KeyFingerprint(a.certs[0]) }
+
+func (a *Authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range a.certs {
+		pool.AddCert(c)
+	}
+	return pool
+}
+
+// Verify checks a client certificate's chain and end. An agent's may have ended less than Grace ago: what it may still do
+// is Authorize's matter.
+func (a *Authority) Verify(c *x509.Certificate) error { return a.verifyAt(c, time.Now()) }
+
+func (a *Authority) verifyAt(c *x509.Certificate, now time.Time) error {
+	at := now
+	if id, err := trust.FromCertificate(c); err == nil && id.Kind == trust.KindAgent && now.After(c.NotAfter) && now.Sub(c.NotAfter) < Grace {
+		at = c.NotAfter
+	}
+	_, err := c.Verify(x509.VerifyOptions{Roots: a.pool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err
+}
+
+// ServerTLS is the TLS configuration of the controller's listener. It shows the CA's certificate beside its own: who enrols
+// knows its fingerprint only.
+func (a *Authority) ServerTLS(dir string) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, serverDir, trust.CertFile), filepath.Join(dir, serverDir, trust.KeyFile))
+	if err != nil {
+		return nil, fmt.Errorf("identity: server certificate: %w", err)
+	}
+	for _, c := range a.certs {
+		if cert.Leaf.CheckSignatureFrom(c) == nil {
+			cert.Certificate = append(cert.Certificate, c.Raw)
+		}
+	}
+	return trust.ServerTLS(cert, a.pool(), a.Verify), nil
+}
+
+func (a *Authority) issueServer(dir string, hosts []string) error {
+	cert, key, err := a.issueFor(serverLife, func(t *x509.Certificate, _ *ecdsa.PrivateKey) error {
+		t.Subject = pkix.Name{CommonName: "Stopgap controller of fleet " + a.Fleet}
 		t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 		for _, h := range hosts {
 			if ip := net.ParseIP(h); ip != nil {
@@ -97,116 +277,80 @@ func Init(dir, fleet string, hosts []string) (string, error) {
 				t.DNSNames = append(t.DNSNames, h)
 			}
 		}
-	})
-	if err != nil {
-		return "", err
-	}
-	// Everything else first: the CA's directory is what says that the whole is there.
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	if err := trust.WriteCredentials(filepath.Join(dir, serverDir), der, server, serverKey); err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(dir, fleetFile), []byte(fleet+"\n"), 0o600); err != nil {
-		return "", err
-	}
-	op := filepath.Join(dir, operators, "admin")
-	if err := a.IssueOperator(op, "admin"); err != nil {
-		return "", err
-	}
-	return op, writeCA(filepath.Join(dir, caDir), der, key)
-}
-
-func writeCA(dir string, der []byte, key *ecdsa.PrivateKey) error {
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, caKeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, caCertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644)
-}
-
-// ErrNotInitialised is returned by Load.
-var ErrNotInitialised = errors.New("identity: no data directory there; `stopgap-controller init` makes one")
-
-// Load reads the CA of a data directory.
-func Load(dir string) (*Authority, error) {
-	fleet, err := os.ReadFile(filepath.Join(dir, fleetFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w (%s)", ErrNotInitialised, dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, caDir, caCertFile), filepath.Join(dir, caDir, caKeyFile))
-	if err != nil {
-		return nil, fmt.Errorf("identity: CA: %w", err)
-	}
-	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("identity: CA key is a %T, want ECDSA", pair.PrivateKey)
-	}
-	return &Authority{Fleet: string(fleet[:max(len(fleet)-1, 0)]), cert: pair.Leaf, key: key}, nil
-}
-
-// ServerTLS is the TLS configuration of the controller's listener.
-func (a *Authority) ServerTLS(dir string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, serverDir, trust.CertFile), filepath.Join(dir, serverDir, trust.KeyFile))
-	if err != nil {
-		return nil, fmt.Errorf("identity: server certificate: %w", err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return trust.ServerTLS(cert, pool), nil
-}
-
-// IssueAgent makes a key and certificate for an agent and writes its credential directory. It returns the agent's id.
-func (a *Authority) IssueAgent(dir, label string) (string, error) {
-	if !agentLabel.MatchString(label) {
-		return "", fmt.Errorf("identity: agent name %q must be 1 to 63 letters, digits, dots, dashes", label)
-	}
-	var id string
-	cert, key, err := a.issueFor(AgentLife, func(t *x509.Certificate, k *ecdsa.PrivateKey) (err error) {
-		if id, err = trust.AgentID(k.Public()); err != nil {
-			return err
-		}
-		t.Subject = pkix.Name{CommonName: label}
-		t.URIs = []*url.URL{trust.Identity{Fleet: a.Fleet, Kind: trust.KindAgent, ID: id}.URI()}
 		return nil
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
-	return id, trust.WriteCredentials(dir, a.cert.Raw, cert, key)
+	return trust.WriteCredentials(dir, a.Bundle(), cert, key)
 }
 
 var agentLabel = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 var operatorName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,38}[a-z0-9])?$`)
 
-// IssueOperator makes a key and certificate for an operator and writes the credential directory.
-func (a *Authority) IssueOperator(dir, name string) error {
+// IssueOperator makes a key and certificate for a person and writes the credential directory.
+func (a *Authority) IssueOperator(dir, name string, kind trust.Kind) error {
 	if !operatorName.MatchString(name) {
 		return fmt.Errorf("identity: operator name %q must be lower-case letters, digits, dots, dashes", name)
 	}
+	if kind == trust.KindAgent || !kind.Known() {
+		return fmt.Errorf("identity: %q is none of viewer, operator, admin", kind)
+	}
 	cert, key, err := a.issueFor(operatorLife, func(t *x509.Certificate, _ *ecdsa.PrivateKey) error {
 		t.Subject = pkix.Name{CommonName: name}
-		t.URIs = []*url.URL{trust.Identity{Fleet: a.Fleet, Kind: trust.KindOperator, ID: name}.URI()}
+		t.URIs = []*url.URL{trust.Identity{Fleet: a.Fleet, Kind: kind, ID: name}.URI()}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	return trust.WriteCredentials(dir, a.cert.Raw, cert, key)
+	return trust.WriteCredentials(dir, a.Bundle(), cert, key)
 }
 
-// issueFor issues a client certificate.
+// IssueAgent makes a key and certificate for an agent and writes its credential directory, without a token; whoever can read
+// the CA's key can. It returns the agent's id.
+func (a *Authority) IssueAgent(dir, label string) (string, error) {
+	key, err := trust.NewKey()
+	if err != nil {
+		return "", err
+	}
+	id, err := trust.AgentID(key.Public())
+	if err != nil {
+		return "", err
+	}
+	cert, err := a.issueAgent(key.Public().(*ecdsa.PublicKey), id, label, time.Now())
+	if err != nil {
+		return "", err
+	}
+	return id, trust.WriteCredentials(dir, a.Bundle(), cert.Raw, key)
+}
+
+// issueAgent issues a client certificate for an agent's key.
+func (a *Authority) issueAgent(pub *ecdsa.PublicKey, id, label string, now time.Time) (*x509.Certificate, error) {
+	if !agentLabel.MatchString(label) {
+		return nil, fmt.Errorf("identity: agent name %.70q must be 1 to 63 letters, digits, dots, dashes", label)
+	}
+	life := a.AgentLife
+	if life == 0 {
+		life = DefaultAgentLife
+	}
+	t, err := template(life)
+	if err != nil {
+		return nil, err
+	}
+	t.NotBefore, t.NotAfter = now.Add(-trust.Backdate), now.Add(life)
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	t.Subject = pkix.Name{CommonName: label}
+	t.URIs = []*url.URL{trust.Identity{Fleet: a.Fleet, Kind: trust.KindAgent, ID: id}.URI()}
+	der, err := x509.CreateCertificate(rand.Reader, t, a.certs[0], pub, a.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// issueFor issues a certificate with a key of its own.
 func (a *Authority) issueFor(life time.Duration, fill func(*x509.Certificate, *ecdsa.PrivateKey) error) ([]byte, *ecdsa.PrivateKey, error) {
 	key, err := trust.NewKey()
 	if err != nil {
@@ -220,15 +364,8 @@ func (a *Authority) issueFor(life time.Duration, fill func(*x509.Certificate, *e
 	if err := fill(t, key); err != nil {
 		return nil, nil, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, t, a.certs[0], key.Public(), a.key)
 	return der, key, err
-}
-
-func (a *Authority) issue(life time.Duration, fill func(*x509.Certificate)) ([]byte, *ecdsa.PrivateKey, error) {
-	return a.issueFor(life, func(t *x509.Certificate, _ *ecdsa.PrivateKey) error {
-		fill(t)
-		return nil
-	})
 }
 
 func template(life time.Duration) (*x509.Certificate, error) {
@@ -237,5 +374,5 @@ func template(life time.Duration) (*x509.Certificate, error) {
 		return nil, err
 	}
 	now := time.Now()
-	return &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-backdate), NotAfter: now.Add(life), KeyUsage: x509.KeyUsageDigitalSignature}, nil
+	return &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-trust.Backdate), NotAfter: now.Add(life), KeyUsage: x509.KeyUsageDigitalSignature}, nil
 }

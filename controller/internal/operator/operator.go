@@ -8,17 +8,23 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
 	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/trust"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // Config of a Service.
@@ -26,9 +32,14 @@ type Config struct {
 	Fleet    *fleet.Fleet
 	Outcomes store.Outcomes
 	Policy   *policy.Policy
+	Rollout  *rollout.Rollout
+	Registry *identity.Registry
+	Audit    *audit.Log
 	// Recheck asks connected agents to look at their servers; an empty id means all.
 	Recheck func(id string) uint32
-	Logger  hclog.Logger
+	// Connected says whether an agent's stream stands.
+	Connected func(id string) bool
+	Logger    hclog.Logger
 }
 
 // Service implements FleetService.
@@ -41,9 +52,13 @@ type Service struct {
 func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
 const (
-	maxFiles = 256
+	// maxFiles bounds a publish: every root, the targets metadata, every document.
+	maxFiles = tufpolicy.MaxRoots + 1 + tufpolicy.MaxTargets
+	// maxPublish bounds its bytes together.
+	maxPublish = tufpolicy.MaxRoots*tufpolicy.MaxRoot + tufpolicy.MaxTargetsMetadata + tufpolicy.MaxDocuments
 	// maxError bounds the text of a refusal, which travels in a header.
-	maxError = 4 << 10
+	maxError  = 4 << 10
+	maxReason = 300
 )
 
 // toStatus turns a room's error into a status.
@@ -53,14 +68,18 @@ func (s *Service) toStatus(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.As(err, &ps):
+	case identity.ToStatus(err) != nil:
+		return identity.ToStatus(err)
+	case errors.As(err, &ps), errors.Is(err, policy.ErrMalformed), errors.Is(err, rollout.ErrReason):
 		code = codes.InvalidArgument
+	case errors.Is(err, policy.ErrUntrusted), errors.Is(err, policy.ErrFirstRoot):
+		code = codes.PermissionDenied
+	case errors.Is(err, policy.ErrOld), errors.Is(err, policy.ErrOnlineKeys), errors.Is(err, errNoPolicy):
+		code = codes.FailedPrecondition
 	case errors.Is(err, policy.ErrImmutable):
 		code = codes.AlreadyExists
 	case errors.Is(err, policy.ErrNotFound), errors.Is(err, fleet.ErrNotFound), errors.Is(err, store.ErrNotFound):
 		code = codes.NotFound
-	case errors.Is(err, policy.ErrLimit):
-		code = codes.ResourceExhausted
 	case errors.Is(err, fleet.ErrAmbiguous):
 		code = codes.FailedPrecondition
 	case errors.Is(err, store.ErrCompacted):
@@ -82,10 +101,16 @@ func (s *Service) toStatus(err error) error {
 	return status.Error(code, text)
 }
 
+// actor names who calls, for the audit log.
+func actor(ctx context.Context) string {
+	c := identity.Caller(ctx)
+	return string(c.Kind) + " " + c.ID
+}
+
 // Publish implements FleetService.
 func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	var files []policy.File
-	var minimum uint64
+	total := 0
 	for {
 		r, err := st.Recv()
 		if errors.Is(err, io.EOF) {
@@ -97,53 +122,54 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 		if len(files) == maxFiles {
 			return status.Errorf(codes.ResourceExhausted, "more than %d files in one publish", maxFiles)
 		}
-		if len(r.GetContent()) > mitigation.MaxBytes {
-			return status.Errorf(codes.InvalidArgument, "%s: %d bytes; the limit is %d", r.GetName(), len(r.GetContent()), mitigation.MaxBytes)
+		if total += len(r.GetContent()); total > maxPublish {
+			return status.Errorf(codes.ResourceExhausted, "more than %d bytes in one publish", maxPublish)
 		}
-		files = append(files, policy.File{Name: r.GetName(), Content: r.GetContent()})
-		minimum = max(minimum, r.GetMinimumVersion())
+		files = append(files, policy.File{Path: r.GetPath(), Content: r.GetContent()})
 	}
-	if len(files) == 0 {
-		return status.Error(codes.InvalidArgument, "nothing to publish")
-	}
-	// Before the publish: after it, a version of the same number would look like this one.
-	ahead, newest := s.cfg.Fleet.Ahead(s.cfg.Policy.Current().Version)
-	version, changes, err := s.cfg.Policy.Publish(st.Context(), files, minimum)
+	ctx := st.Context()
+	changes, err := s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
 	if err != nil {
+		s.cfg.Audit.Append(ctx, actor(ctx), "publish-refused", "policy", "%v", err)
 		return s.toStatus(err)
 	}
-	if version > newest {
-		ahead, newest = 0, 0
-	}
-	s.cfg.Logger.Info("published", "operator", identity.Caller(st.Context()).ID, "policy_version", version, "changes", strings.Join(changes, "; "))
-	return st.SendAndClose(&stopgapv1.PublishResponse{PolicyVersion: version, Changes: changes, AgentsAhead: ahead, NewestClaimedVersion: newest})
+	cur := s.cfg.Policy.Current()
+	ahead, newest := s.cfg.Fleet.Ahead(cur.Version)
+	s.cfg.Audit.Append(ctx, actor(ctx), "publish", fmt.Sprintf("policy %d", cur.Version), "%s", strings.Join(changes, "; "))
+	return st.SendAndClose(&stopgapv1.PublishResponse{PolicyVersion: cur.Version, RootVersion: cur.State.Versions.Root, Changes: changes, AgentsAhead: ahead, NewestClaimedVersion: newest})
 }
 
-// Withdraw implements FleetService.
-func (s *Service) Withdraw(ctx context.Context, r *stopgapv1.WithdrawRequest) (*stopgapv1.WithdrawResponse, error) {
-	version, err := s.cfg.Policy.Withdraw(ctx, r.GetMitigation(), r.GetRevision())
-	if err != nil {
-		return nil, s.toStatus(err)
+// SetRelease implements FleetService.
+func (s *Service) SetRelease(ctx context.Context, r *stopgapv1.SetReleaseRequest) (*stopgapv1.SetReleaseResponse, error) {
+	if len(r.GetReason()) > maxReason {
+		return nil, status.Errorf(codes.InvalidArgument, "a reason of %d bytes, limit %d", len(r.GetReason()), maxReason)
 	}
 	recs, _, err := s.cfg.Outcomes.Current(ctx, r.GetMitigation())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	resp := &stopgapv1.WithdrawResponse{PolicyVersion: version}
+	resp := &stopgapv1.SetReleaseResponse{}
 	for _, rec := range recs {
 		if rec.GetOutcome().GetRevision() == r.GetRevision() && rec.GetOutcome().GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED {
 			resp.AppliedOn++
 		}
 	}
-	s.cfg.Logger.Info("withdrawn", "operator", identity.Caller(ctx).ID, "policy_version", version,
-		"mitigation", mitigation.Ref(r.GetMitigation(), r.GetRevision()), "applied_on", resp.GetAppliedOn())
+	err = s.cfg.Rollout.Set(ctx, r.GetMitigation(), r.GetRevision(), rollout.Decision{Release: r.GetRelease(), Reason: r.GetReason(), By: actor(ctx), At: time.Now().UTC()})
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	s.cfg.Audit.Append(ctx, actor(ctx), "set-release", mitigation.Ref(r.GetMitigation(), r.GetRevision()), "%s, applied on %d servers: %s",
+		strings.TrimPrefix(r.GetRelease().String(), "RELEASE_"), resp.GetAppliedOn(), r.GetReason())
 	return resp, nil
 }
 
 // ListMitigations implements FleetService.
 func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigationsRequest) (*stopgapv1.ListMitigationsResponse, error) {
 	cur := s.cfg.Policy.Current()
-	resp := &stopgapv1.ListMitigationsResponse{PolicyVersion: cur.Version}
+	resp := &stopgapv1.ListMitigationsResponse{PolicyVersion: cur.Version, RootVersion: cur.State.Versions.Root}
+	if cur.Version > 0 {
+		resp.TargetsExpire, resp.RootExpires = timestamppb.New(cur.TargetsExpire), timestamppb.New(cur.RootExpire)
+	}
 	if cur.Fixed != nil {
 		resp.FixedBuildsRevision = cur.Fixed.GetRevision()
 	}
@@ -159,12 +185,10 @@ func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigati
 		}
 		counts[ref][r.GetOutcome().GetState()]++
 	}
-	newest := map[string]bool{}
-	for _, d := range cur.Newest() {
-		newest[d.Ref()] = true
-	}
+	released := s.cfg.Rollout.Released()
 	for _, d := range cur.Sorted() {
-		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: newest[d.Ref()]}
+		dec := s.cfg.Rollout.Release(d.Ref())
+		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()], Release: dec.Release, ReleaseReason: dec.Reason}
 		for st := range stopgapv1.OutcomeState_name {
 			if n := counts[d.Ref()][stopgapv1.OutcomeState(st)]; n > 0 {
 				m.Counts = append(m.Counts, &stopgapv1.StateCount{State: stopgapv1.OutcomeState(st), Count: n})
@@ -181,7 +205,7 @@ func (s *Service) ListAgents(r *stopgapv1.ListAgentsRequest, st stopgapv1.FleetS
 		if r.GetOrganisation() != "" && !strings.EqualFold(r.GetOrganisation(), a.GetFacts().GetOrganisation()) {
 			continue
 		}
-		if err := st.Send(&stopgapv1.ListAgentsResponse{Agent: a}); err != nil {
+		if err := st.Send(&stopgapv1.ListAgentsResponse{Agent: s.identify(a)}); err != nil {
 			return err
 		}
 	}
@@ -199,7 +223,18 @@ func (s *Service) GetAgent(ctx context.Context, r *stopgapv1.GetAgentRequest) (*
 		return nil, s.toStatus(err)
 	}
 	s.label(recs)
-	return &stopgapv1.GetAgentResponse{Agent: a, Outcomes: recs}, nil
+	return &stopgapv1.GetAgentResponse{Agent: s.identify(a), Outcomes: recs}, nil
+}
+
+// identify adds what the registry knows.
+func (s *Service) identify(a *stopgapv1.Agent) *stopgapv1.Agent {
+	if rec, ok := s.cfg.Registry.Get(a.GetId()); ok {
+		a.Labels, a.Revoked = rec.Labels, rec.Revoked
+		if !rec.NotAfter.IsZero() {
+			a.CertificateExpires = timestamppb.New(rec.NotAfter)
+		}
+	}
+	return a
 }
 
 // label adds what is not stored with each outcome.
@@ -268,6 +303,7 @@ func (s *Service) Recheck(ctx context.Context, r *stopgapv1.RecheckRequest) (*st
 		}
 		id = a.GetId()
 	}
-	s.cfg.Logger.Info("recheck", "operator", identity.Caller(ctx).ID, "agent", id)
-	return &stopgapv1.RecheckResponse{Asked: s.cfg.Recheck(id)}, nil
+	n := s.cfg.Recheck(id)
+	s.cfg.Audit.Append(ctx, actor(ctx), "recheck", id, "%d connected servers were asked", n)
+	return &stopgapv1.RecheckResponse{Asked: n}, nil
 }

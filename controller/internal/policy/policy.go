@@ -1,32 +1,40 @@
-// Package policy is what the controller publishes: documents, their hashes, and the versions of the whole. Signatures come
-// in with the TUF repository, which takes the place of the manifests here; what agents are sent is already opaque bytes.
+// Package policy is the signed policy a controller serves: a TUF repository whose root and targets are signed offline, and
+// whose snapshot and timestamp it signs itself. It believes nothing it is handed: what is published, and what is read back
+// from the store at a start, is verified as an agent verifies it.
 package policy
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
-	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/policydir"
+	"github.com/stopgap-em/stopgap/shared/signkey"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // Keys in the store.
 const (
-	kHead  = "policy/head"
-	kVer   = "policy/version/"
-	kDoc   = "policy/document/"
-	kPub   = "policy/published/" // id@revision -> hex SHA-256, for ever
+	kHead = "policy/head"      // head
+	kRoot = "policy/root/"     // version, zero-padded -> bytes
+	kVer  = "policy/version/"  // version, zero-padded -> manifest
+	kDoc  = "policy/document/" // hex SHA-256 -> bytes
+	// kPub remembers every revision that ever was in policy: id@revision -> hex SHA-256, for ever.
+	kPub   = "policy/published/"
 	verFmt = "%020d"
 )
 
@@ -34,117 +42,200 @@ const (
 // lacks; one that holds an older one is sent everything.
 const keptVersions = 32
 
-// maxJump bounds how far a publish can move the version ahead.
-const maxJump = 1_000_000
-
 // manifest is a version: path -> hex SHA-256.
 type manifest struct {
 	Version uint64            `json:"version"`
 	Targets map[string]string `json:"targets"`
 }
 
+// head is what is served now.
+type head struct {
+	Timestamp []byte    `json:"timestamp"`
+	Snapshot  []byte    `json:"snapshot"`
+	Targets   []byte    `json:"targets"`
+	SignedAt  time.Time `json:"signedAt"` // of the snapshot
+}
+
 // Current is the policy in force. It is never changed after it was made.
 type Current struct {
+	// Version of the targets metadata; 0: nothing was published yet.
 	Version uint64
-	// Documents by path, parsed.
+	// State is what an agent that has everything trusts.
+	State tufpolicy.State
+	// TargetsExpire and RootExpire are when what is signed offline ends.
+	TargetsExpire, RootExpire time.Time
+	// Documents by path, parsed; only what the table allows.
 	Documents map[string]*mitigation.Document
-	// Fixed is the fixed-builds table; nil when none was published.
+	// Fixed is the fixed-builds table; nil when there is none.
 	Fixed *mitigation.FixedBuilds
 
+	roots    [][]byte // all of them, oldest first
 	manifest manifest
-	content  map[string][]byte // by hex SHA-256
+	head     head
 }
 
 // Errors that callers branch on.
 var (
-	// ErrImmutable: a revision was published before with other bytes.
-	ErrImmutable = errors.New("a published revision never changes")
-	// ErrNotFound: no such revision in the policy.
+	// ErrImmutable: a version or revision was published before with other bytes.
+	ErrImmutable = errors.New("what was published never changes")
+	// ErrNotFound: no such revision in policy.
 	ErrNotFound = errors.New("not in policy")
-	// ErrLimit: the policy would be too large.
-	ErrLimit = errors.New("too large")
+	// ErrMalformed: the files are no policy directory.
+	ErrMalformed = errors.New("malformed")
+	// ErrUntrusted: signatures are missing or wrong.
+	ErrUntrusted = errors.New("not signed as it has to be")
+	// ErrOld: what is published is newer.
+	ErrOld = errors.New("older than what is published")
+	// ErrOnlineKeys: the root names other snapshot and timestamp keys than this controller has.
+	ErrOnlineKeys = errors.New("the root names other online keys than this controller has")
+	// ErrFirstRoot: the first root needs an admin's word.
+	ErrFirstRoot = errors.New("the first root a controller is given must come from an admin")
 )
+
+// Config of a Policy.
+type Config struct {
+	Store store.Store
+	// Snapshot and Timestamp are the online keys.
+	Snapshot, Timestamp *signkey.Key
+	// Changed is called after each new version or renewal.
+	Changed func()
+	// RenewEvery is how often the timestamp is renewed; default 20 minutes.
+	RenewEvery time.Duration
+	Logger     hclog.Logger
+}
 
 // Policy publishes. It is safe for concurrent use.
 type Policy struct {
-	st      store.Store
-	changed func()
-
-	publish sync.Mutex // one change at a time
+	cfg    Config
+	change sync.Mutex // one change at a time
 
 	mu  sync.RWMutex
 	cur *Current
-	// published is every revision that ever was, with its hash: one that was withdrawn can't come back with other bytes.
+	// published is every revision that ever was, with its hash: one that was removed can't come back with other bytes.
 	published map[string]string
 	old       map[uint64]manifest
-	encoded   map[uint64][]byte // by base version, of the current version
+	encoded   map[held][]byte // by what the receiver holds, of the current timestamp
 }
 
-// Load reads the policy from the store. changed is called after each new version.
-func Load(ctx context.Context, st store.Store, changed func()) (*Policy, error) {
-	p := &Policy{st: st, changed: changed, old: map[uint64]manifest{}, encoded: map[uint64][]byte{}}
-	vers, _, err := st.List(ctx, kVer)
+type held struct{ root, targets uint64 }
+
+// Load reads the policy from the store and verifies it.
+func Load(ctx context.Context, cfg Config) (*Policy, error) {
+	if cfg.RenewEvery == 0 {
+		cfg.RenewEvery = renewEvery
+	}
+	p := &Policy{cfg: cfg, cur: &Current{}, published: map[string]string{}, old: map[uint64]manifest{}, encoded: map[held][]byte{}}
+	vers, _, err := cfg.Store.List(ctx, kVer)
 	if err != nil {
 		return nil, err
 	}
-	var head manifest
 	for _, kv := range vers {
 		var m manifest
 		if err := json.Unmarshal(kv.Value, &m); err != nil {
 			return nil, fmt.Errorf("policy: %s: %w", kv.Key, err)
 		}
 		p.old[m.Version] = m
-		if m.Version > head.Version {
-			head = m
-		}
 	}
-	content := map[string][]byte{}
-	for path, sum := range head.Targets {
-		kv, err := st.Get(ctx, kDoc+sum)
-		if err != nil {
-			return nil, fmt.Errorf("policy: %s: %w", path, err)
-		}
-		content[sum] = kv.Value
-	}
-	pubs, _, err := st.List(ctx, kPub)
+	pubs, _, err := cfg.Store.List(ctx, kPub)
 	if err != nil {
 		return nil, err
 	}
-	p.published = map[string]string{}
 	for _, kv := range pubs {
 		p.published[strings.TrimPrefix(kv.Key, kPub)] = string(kv.Value)
 	}
-	p.cur, err = parse(head, content)
-	return p, err
-}
-
-func parse(m manifest, content map[string][]byte) (*Current, error) {
-	c := &Current{Version: m.Version, Documents: map[string]*mitigation.Document{}, manifest: m, content: content}
-	for path, sum := range m.Targets {
-		data := content[sum]
-		if got := sha256.Sum256(data); hex.EncodeToString(got[:]) != sum {
-			return nil, fmt.Errorf("policy: %s in the store does not have its hash: the data directory was altered or is damaged", path)
-		}
-		if path == mitigation.FixedBuildsName {
-			fb, err := mitigation.ParseFixedBuilds(path, data)
-			if err != nil {
-				return nil, err
-			}
-			c.Fixed = fb
-			continue
-		}
-		d, err := mitigation.Parse(path, data)
-		if err != nil {
-			return nil, err
-		}
-		c.Documents[path] = d
+	kv, err := cfg.Store.Get(ctx, kHead)
+	if errors.Is(err, store.ErrNotFound) {
+		return p, nil
 	}
-	return c, nil
+	if err != nil {
+		return nil, err
+	}
+	p.cur, err = p.read(ctx, kv.Value)
+	if err != nil {
+		return nil, fmt.Errorf("policy in the store: %w: the data directory was altered or is damaged; restore it, or publish into a new one", err)
+	}
+	return p, nil
 }
 
-// Path is where a revision stands in the policy.
-func Path(id string, revision uint32) string {
-	return fmt.Sprintf("mitigations/%s/%d.yaml", id, revision)
+func (p *Policy) read(ctx context.Context, raw []byte) (*Current, error) {
+	var h head
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return nil, err
+	}
+	roots, _, err := p.cfg.Store.List(ctx, kRoot)
+	if err != nil {
+		return nil, err
+	}
+	var chain [][]byte
+	for _, kv := range roots {
+		chain = append(chain, kv.Value)
+	}
+	named, err := tufpolicy.Targets(h.Targets)
+	if err != nil {
+		return nil, err
+	}
+	docs := map[string][]byte{}
+	for path, sum := range named {
+		kv, err := p.cfg.Store.Get(ctx, kDoc+sum)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		docs[path] = kv.Value
+	}
+	if len(chain) == 0 {
+		return nil, errors.New("no root")
+	}
+	// What was signed offline has to verify; that it may have expired since is for the agents to judge.
+	return assemble(chain, h, docs, time.Time{})
+}
+
+// assemble verifies and parses a whole policy. A zero now leaves expiry out.
+func assemble(roots [][]byte, h head, docs map[string][]byte, now time.Time) (*Current, error) {
+	st, err := tufpolicy.Begin(roots[0], 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err = tufpolicy.VerifySigned(st, tufpolicy.Signed{Roots: roots, Targets: h.Targets, Documents: docs}, now); err != nil {
+		return nil, err
+	}
+	contents, err := policydir.Read(docs)
+	if err != nil {
+		return nil, err
+	}
+	named, err := tufpolicy.Targets(h.Targets)
+	if err != nil {
+		return nil, err
+	}
+	root, err := tufpolicy.ReadRoot(st.Root)
+	if err != nil {
+		return nil, err
+	}
+	c := &Current{Version: st.Versions.Targets, State: st, RootExpire: root.Expires, Documents: map[string]*mitigation.Document{}, Fixed: contents.Fixed,
+		roots: roots, manifest: manifest{st.Versions.Targets, named}}
+	if c.TargetsExpire, err = tufpolicy.TargetsExpire(h.Targets); err != nil {
+		return nil, err
+	}
+	for path, d := range contents.Documents {
+		if contents.Table.Allows(d.GetId(), d.GetRevision()) {
+			c.Documents[path] = d
+		}
+	}
+	return c, c.serve(h)
+}
+
+// serve sets what is signed online.
+func (c *Current) serve(h head) error {
+	c.head = h
+	if len(h.Timestamp) == 0 {
+		return nil
+	}
+	v, err := tufpolicy.OnlineVersions(h.Timestamp, h.Snapshot)
+	if err != nil {
+		return err
+	}
+	c.State.Timestamp, c.State.Snapshot = h.Timestamp, h.Snapshot
+	c.State.Versions.Timestamp, c.State.Versions.Snapshot = v.Timestamp, v.Snapshot
+	return nil
 }
 
 // Current gives the policy in force.
@@ -152,6 +243,19 @@ func (p *Policy) Current() *Current {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	return p.cur
+}
+
+// Root gives the newest root; nil before anything was published.
+func (p *Policy) Root() []byte { return p.Current().State.Root }
+
+// RootByFingerprint gives the root with a fingerprint; nil when there is none.
+func (p *Policy) RootByFingerprint(want [32]byte) []byte {
+	for _, r := range p.Current().roots {
+		if tufpolicy.RootFingerprint(r) == want {
+			return r
+		}
+	}
+	return nil
 }
 
 // Sorted gives the documents by id and revision.
@@ -169,75 +273,126 @@ func (c *Current) Sorted() []*mitigation.Document {
 	return out
 }
 
-// Newest gives the newest revision of each mitigation, by id.
-func (c *Current) Newest() []*mitigation.Document {
-	var out []*mitigation.Document
-	for _, d := range c.Sorted() {
-		if n := len(out); n > 0 && out[n-1].GetId() == d.GetId() {
-			out[n-1] = d
-			continue
-		}
-		out = append(out, d)
-	}
-	return out
-}
-
-// File is one file of a publish.
+// File is one file of a policy directory.
 type File struct {
-	Name    string
+	Path    string
 	Content []byte
 }
 
-// Publish puts files into the policy, all or none, and says what each changed. Errors: mitigation.Problems (every problem of
-// every file), ErrImmutable, ErrLimit.
-func (p *Policy) Publish(ctx context.Context, files []File, minimum uint64) (version uint64, changes []string, err error) {
-	p.publish.Lock()
-	defer p.publish.Unlock()
-	cur := p.Current()
-	targets, content := clone(cur)
-	var problems mitigation.Problems
-	seen := map[string]string{}
+// split sorts the files of a policy directory.
+func split(files []File) (roots map[uint64][]byte, targets []byte, docs map[string][]byte, err error) {
+	roots, docs = map[uint64][]byte{}, map[string][]byte{}
+	seen := map[string]bool{}
 	for _, f := range files {
-		path, line, perr := p.add(cur, targets, content, f)
-		var ps mitigation.Problems
+		if seen[f.Path] {
+			return nil, nil, nil, fmt.Errorf("%w: %s twice", ErrMalformed, f.Path)
+		}
+		seen[f.Path] = true
+		name, isMeta := strings.CutPrefix(f.Path, "metadata/")
+		doc, isDoc := strings.CutPrefix(f.Path, "targets/")
+		number, kind, _ := strings.Cut(name, ".")
+		n, perr := strconv.ParseUint(number, 10, 63)
 		switch {
-		case errors.As(perr, &ps):
-			problems = append(problems, ps...)
-			continue
-		case perr != nil:
-			return 0, nil, perr
+		case isDoc && tufpolicy.AllowedPath(doc):
+			docs[doc] = f.Content
+		case isMeta && perr == nil && n > 0 && kind == "root.json":
+			roots[n] = f.Content
+		case isMeta && perr == nil && n > 0 && kind == "targets.json" && targets == nil:
+			targets = f.Content
+		default:
+			return nil, nil, nil, fmt.Errorf("%w: %q has no place in a policy directory, or stands in it twice", ErrMalformed, f.Path)
 		}
-		if other, dup := seen[path]; dup {
-			problems = append(problems, mitigation.Problem{File: f.Name, Msg: fmt.Sprintf("is the same document as %s", other)})
-		}
-		seen[path] = f.Name
-		changes = append(changes, line)
 	}
-	if len(problems) > 0 {
-		return 0, nil, problems
+	if targets == nil {
+		return nil, nil, nil, fmt.Errorf("%w: no metadata/<version>.targets.json", ErrMalformed)
 	}
-	if minimum > cur.Version+maxJump {
-		return 0, nil, fmt.Errorf("%w: version %d is more than %d above the current one (%d)", ErrLimit, minimum, maxJump, cur.Version)
-	}
-	if same(targets, cur.manifest.Targets) && minimum <= cur.Version {
-		return cur.Version, changes, nil
-	}
-	version, err = p.commit(ctx, cur, targets, content, max(minimum, cur.Version+1))
-	return version, changes, err
+	return roots, targets, docs, nil
 }
 
-func clone(c *Current) (targets map[string]string, content map[string][]byte) {
-	targets, content = map[string]string{}, map[string][]byte{}
-	for path, sum := range c.manifest.Targets {
-		targets[path] = sum
+// Publish takes a signed policy directory, whole or not at all, and says what it changes. Only an admin's first root is
+// taken. Errors: mitigation.Problems, and those above.
+func (p *Policy) Publish(ctx context.Context, files []File, admin bool) (changes []string, err error) {
+	p.change.Lock()
+	defer p.change.Unlock()
+	cur := p.Current()
+	roots, targets, docs, err := split(files)
+	if err != nil {
+		return nil, err
 	}
-	for sum, data := range c.content {
-		content[sum] = data
+	chain := cur.roots
+	if len(chain) == 0 {
+		if !admin {
+			return nil, ErrFirstRoot
+		}
+		if roots[1] == nil {
+			return nil, fmt.Errorf("%w: no metadata/1.root.json", ErrMalformed)
+		}
+		chain = [][]byte{roots[1]}
 	}
-	return targets, content
+	for v := uint64(1); v <= uint64(len(chain)); v++ {
+		if roots[v] != nil && !bytes.Equal(roots[v], chain[v-1]) {
+			return nil, fmt.Errorf("%w: root %d is another one than this controller has: a different policy directory", ErrUntrusted, v)
+		}
+	}
+	chain = chain[:len(chain):len(chain)]
+	for v := uint64(len(chain) + 1); roots[v] != nil; v++ {
+		chain = append(chain, roots[v])
+	}
+	if len(chain) > tufpolicy.MaxRoots {
+		return nil, fmt.Errorf("%w: %d roots, limit %d", ErrMalformed, len(chain), tufpolicy.MaxRoots)
+	}
+	next, err := assemble(chain, head{Targets: targets}, docs, time.Now())
+	if err != nil {
+		var refused *tufpolicy.Refusal
+		if errors.As(err, &refused) {
+			return nil, fmt.Errorf("%w: %w", ErrUntrusted, err)
+		}
+		return nil, err
+	}
+	if err := p.succeeds(cur, next); err != nil {
+		return nil, err
+	}
+	if err := p.onlineKeys(next.State.Root); err != nil {
+		return nil, err
+	}
+	changes = describe(cur, next)
+	if len(changes) == 0 {
+		return []string{"no change"}, nil
+	}
+	if next.head, err = p.signOnline(next, cur.head, true, time.Now()); err != nil {
+		return nil, err
+	}
+	if err := next.serve(next.head); err != nil {
+		return nil, err
+	}
+	if err := p.commit(ctx, cur, next); err != nil {
+		return nil, err
+	}
+	return changes, nil
 }
 
-func same(a, b map[string]string) bool {
+// succeeds checks that a policy may follow the one in force.
+func (p *Policy) succeeds(cur, next *Current) error {
+	if next.Version < cur.Version {
+		return fmt.Errorf("%w: targets version %d, published is %d", ErrOld, next.Version, cur.Version)
+	}
+	if next.Version == cur.Version && !bytes.Equal(next.head.Targets, cur.head.Targets) {
+		// More signatures on the same content, as after a rotation of targets keys, are no other content.
+		if !sameTargets(next.manifest.Targets, cur.manifest.Targets) || !next.TargetsExpire.Equal(cur.TargetsExpire) {
+			return fmt.Errorf("%w: targets version %d is published with other content; make it version %d", ErrImmutable, next.Version, cur.Version+1)
+		}
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	for path, d := range next.Documents {
+		if ever := p.published[d.Ref()]; ever != "" && ever != next.manifest.Targets[path] {
+			return fmt.Errorf("%s: %w: it was published with other content; make it revision %d", d.Ref(), ErrImmutable, d.GetRevision()+1)
+		}
+	}
+	return nil
+}
+
+func sameTargets(a, b map[string]string) bool {
 	if len(a) != len(b) {
 		return false
 	}
@@ -249,103 +404,50 @@ func same(a, b map[string]string) bool {
 	return true
 }
 
-func (p *Policy) add(cur *Current, targets map[string]string, content map[string][]byte, f File) (path, change string, err error) {
-	sum := sha256.Sum256(f.Content)
-	hash := hex.EncodeToString(sum[:])
-	if mitigation.IsFixedBuilds(f.Content) {
-		fb, err := mitigation.ParseFixedBuilds(f.Name, f.Content)
-		if err != nil {
-			return "", "", err
+// describe says in words what a policy changes.
+func describe(cur, next *Current) []string {
+	var out []string
+	if a, b := cur.State.Versions.Root, next.State.Versions.Root; a == 0 {
+		out = append(out, fmt.Sprintf("trusts root %d, SHA-256 %x", b, tufpolicy.RootFingerprint(next.State.Root)))
+	} else if b > a {
+		out = append(out, fmt.Sprintf("replaces root %d by %d", a, b))
+	}
+	old := map[string]bool{}
+	for _, d := range cur.Sorted() {
+		old[d.Ref()] = true
+	}
+	for _, d := range next.Sorted() {
+		if !old[d.Ref()] {
+			out = append(out, fmt.Sprintf("adds %s: %s", d.Ref(), d.GetTitle()))
 		}
-		path = mitigation.FixedBuildsName
-		old := cur.Fixed
-		switch {
-		case old == nil:
-			change = fmt.Sprintf("adds the fixed-builds table, revision %d", fb.GetRevision())
-		case targets[path] == hash:
-			change = fmt.Sprintf("fixed-builds table revision %d: no change", fb.GetRevision())
-		case fb.GetRevision() <= old.GetRevision():
-			return "", "", mitigation.Problems{{File: f.Name, Line: 1, Col: 1, Msg: fmt.Sprintf("fixed-builds revision %d is not above %d, which is published", fb.GetRevision(), old.GetRevision())}}
-		default:
-			change = fmt.Sprintf("replaces the fixed-builds table, revision %d by %d", old.GetRevision(), fb.GetRevision())
-		}
-	} else {
-		d, err := mitigation.Parse(f.Name, f.Content)
-		if err != nil {
-			return "", "", err
-		}
-		path = Path(d.GetId(), d.GetRevision())
-		p.mu.RLock()
-		ever := p.published[d.Ref()]
-		p.mu.RUnlock()
-		if ever == "" {
-			ever = targets[path]
-		}
-		switch {
-		case ever != "" && ever != hash:
-			return "", "", fmt.Errorf("%s: %s is published with other content; %w: make it revision %d", f.Name, d.Ref(), ErrImmutable, d.GetRevision()+1)
-		case targets[path] == "":
-			change = fmt.Sprintf("adds %s: %s", d.Ref(), d.GetTitle())
-		default:
-			change = d.Ref() + ": no change"
+		delete(old, d.Ref())
+	}
+	for _, d := range cur.Sorted() {
+		if old[d.Ref()] {
+			out = append(out, fmt.Sprintf("removes %s: servers that have it take it off", d.Ref()))
 		}
 	}
-	targets[path], content[hash] = hash, f.Content
-	return path, change, nil
+	if a, b := cur.Fixed, next.Fixed; b != nil && (a == nil || a.GetRevision() != b.GetRevision()) {
+		out = append(out, fmt.Sprintf("fixed-builds table, revision %d", b.GetRevision()))
+	}
+	if len(out) == 0 && next.Version != cur.Version {
+		out = append(out, fmt.Sprintf("version %d with the same documents, valid until %s", next.Version, next.TargetsExpire.Format(time.DateOnly)))
+	}
+	if len(out) == 0 && !bytes.Equal(cur.head.Targets, next.head.Targets) {
+		out = append(out, "signatures")
+	}
+	return out
 }
 
-// Withdraw takes one revision out of the policy.
-func (p *Policy) Withdraw(ctx context.Context, id string, revision uint32) (uint64, error) {
-	p.publish.Lock()
-	defer p.publish.Unlock()
-	cur := p.Current()
-	targets, content := clone(cur)
-	path := Path(id, revision)
-	if _, ok := targets[path]; !ok {
-		return 0, fmt.Errorf("%s is %w", mitigation.Ref(id, revision), ErrNotFound)
-	}
-	delete(targets, path)
-	return p.commit(ctx, cur, targets, content, cur.Version+1)
-}
-
-// commit writes a version: documents, manifest and head in one transaction, fenced by the head it was made from.
-func (p *Policy) commit(ctx context.Context, cur *Current, targets map[string]string, content map[string][]byte, version uint64) (uint64, error) {
-	if len(targets) > transport.MaxTargets {
-		return 0, fmt.Errorf("%w: %d documents, the limit is %d", ErrLimit, len(targets), transport.MaxTargets)
-	}
-	total, used := 0, map[string][]byte{}
-	for _, sum := range targets {
-		used[sum] = content[sum]
-		total += len(content[sum])
-	}
-	if total > transport.MaxPolicyBytes {
-		return 0, fmt.Errorf("%w: %d bytes in all documents, the limit is %d", ErrLimit, total, transport.MaxPolicyBytes)
-	}
-	m := manifest{Version: version, Targets: targets}
-	next, err := parse(m, used)
+// commit writes a policy in one transaction, fenced by the head it was made from.
+func (p *Policy) commit(ctx context.Context, cur, next *Current) error {
+	raw, err := json.Marshal(next.head)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	raw, err := json.Marshal(m)
-	if err != nil {
-		return 0, err
-	}
-	head := int64(0)
-	switch kv, err := p.st.Get(ctx, kHead); {
-	case err == nil:
-		head = kv.Revision
-	case !errors.Is(err, store.ErrNotFound):
-		return 0, err
-	}
-	verKey := kVer + fmt.Sprintf(verFmt, version)
-	ops := []store.Op{{Key: kHead, Value: fmt.Append(nil, version)}, {Key: verKey, Value: raw}}
-	for sum, data := range used {
-		if _, had := cur.content[sum]; !had {
-			ops = append(ops, store.Op{Key: kDoc + sum, Value: data})
-		}
-	}
+	ops := []store.Op{{Key: kHead, Value: raw}}
 	p.mu.RLock()
-	old := map[uint64]manifest{version: m}
+	old := map[uint64]manifest{}
 	for v, o := range p.old {
 		old[v] = o
 	}
@@ -354,25 +456,53 @@ func (p *Policy) commit(ctx context.Context, cur *Current, targets map[string]st
 		published[ref] = sum
 	}
 	p.mu.RUnlock()
-	for path, d := range next.Documents {
-		if published[d.Ref()] == "" {
-			published[d.Ref()] = targets[path]
-			ops = append(ops, store.Op{Key: kPub + d.Ref(), Value: []byte(targets[path])})
+	if next.Version != cur.Version || len(next.roots) != len(cur.roots) {
+		man, err := json.Marshal(next.manifest)
+		if err != nil {
+			return err
 		}
+		old[next.Version] = next.manifest
+		ops = append(ops, store.Op{Key: kVer + fmt.Sprintf(verFmt, next.Version), Value: man})
+		had := map[string]bool{}
+		for _, sum := range cur.manifest.Targets {
+			had[sum] = true
+		}
+		for path, sum := range next.manifest.Targets {
+			if !had[sum] {
+				had[sum] = true
+				ops = append(ops, store.Op{Key: kDoc + sum, Value: next.State.Documents[path]})
+			}
+		}
+		for path, d := range next.Documents {
+			if published[d.Ref()] == "" {
+				published[d.Ref()] = next.manifest.Targets[path]
+				ops = append(ops, store.Op{Key: kPub + d.Ref(), Value: []byte(published[d.Ref()])})
+			}
+		}
+		for i := len(cur.roots); i < len(next.roots); i++ {
+			ops = append(ops, store.Op{Key: kRoot + fmt.Sprintf(verFmt, i+1), Value: next.roots[i]})
+		}
+		ops = append(ops, forget(old, next.manifest.Targets)...)
 	}
-	ops = append(ops, forget(old, used)...)
-	if _, err := p.st.Txn(ctx, []store.Compare{{Key: kHead, Revision: head}}, ops); err != nil {
-		return 0, err
+	fence := int64(0)
+	switch kv, err := p.cfg.Store.Get(ctx, kHead); {
+	case err == nil:
+		fence = kv.Revision
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	if _, err := p.cfg.Store.Txn(ctx, []store.Compare{{Key: kHead, Revision: fence}}, ops); err != nil {
+		return err
 	}
 	p.mu.Lock()
-	p.cur, p.old, p.published, p.encoded = next, old, published, map[uint64][]byte{}
+	p.cur, p.old, p.published, p.encoded = next, old, published, map[held][]byte{}
 	p.mu.Unlock()
-	p.changed()
-	return version, nil
+	p.cfg.Changed()
+	return nil
 }
 
 // forget drops the oldest versions over the bound, and documents that no kept version names.
-func forget(old map[uint64]manifest, used map[string][]byte) []store.Op {
+func forget(old map[uint64]manifest, used map[string]string) []store.Op {
 	var vers []uint64
 	for v := range old {
 		vers = append(vers, v)
@@ -383,6 +513,9 @@ func forget(old map[uint64]manifest, used map[string][]byte) []store.Op {
 		return nil
 	}
 	named := map[string]bool{}
+	for _, sum := range used {
+		named[sum] = true
+	}
 	for _, v := range vers[:keptVersions] {
 		for _, sum := range old[v].Targets {
 			named[sum] = true
@@ -391,7 +524,7 @@ func forget(old map[uint64]manifest, used map[string][]byte) []store.Op {
 	for _, v := range vers[keptVersions:] {
 		ops = append(ops, store.Op{Key: kVer + fmt.Sprintf(verFmt, v), Delete: true})
 		for _, sum := range old[v].Targets {
-			if _, inUse := used[sum]; !inUse && !named[sum] {
+			if !named[sum] {
 				named[sum] = true
 				ops = append(ops, store.Op{Key: kDoc + sum, Delete: true})
 			}
@@ -401,50 +534,68 @@ func forget(old map[uint64]manifest, used map[string][]byte) []store.Op {
 	return ops
 }
 
-// Update gives the encoded PolicyUpdate for an agent that holds a version (0: none), encoded once for all of those. nil
-// when the agent needs none.
-func (p *Policy) Update(held uint64) (data []byte, version uint64) {
+// Update gives the encoded PolicyUpdate for an agent that holds these versions, encoded once for all of those, and the
+// version of its timestamp. nil when the agent needs none. full leaves nothing out.
+func (p *Policy) Update(v tufpolicy.Versions, full bool) (data []byte, timestamp uint64) {
 	p.mu.RLock()
 	cur := p.cur
-	base := held
-	if _, known := p.old[held]; !known {
-		base = 0
+	h := held{min(v.Root, uint64(len(cur.roots))), v.Targets}
+	if _, known := p.old[h.targets]; !known || full {
+		h.targets = 0
 	}
-	data, ok := p.encoded[base]
+	data, ok := p.encoded[h]
 	p.mu.RUnlock()
-	if cur.Version == 0 || held >= cur.Version {
-		return nil, cur.Version
+	have := cur.State.Versions
+	// A newer root is sent even to who holds a higher timestamp: it may be what makes an end of a forged one.
+	if have.Timestamp == 0 || v.Root == 0 || !full && have.Root <= v.Root && have.Timestamp <= v.Timestamp {
+		return nil, have.Timestamp
 	}
 	if ok {
-		return data, cur.Version
+		return data, have.Timestamp
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cur != cur { // a newer one came meanwhile; its own encoding is asked for next
-		cur = p.cur
+	if cur = p.cur; p.encoded[h] != nil {
+		return p.encoded[h], cur.State.Versions.Timestamp
 	}
-	if data, ok := p.encoded[base]; ok {
-		return data, cur.Version
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(p.update(cur, h))
+	if err != nil {
+		return nil, 0 // can't happen: the message is made here from valid strings
 	}
-	u := &stopgapv1.PolicyUpdate{Version: cur.Version, BaseVersion: base}
+	if len(p.encoded) >= maxEncoded {
+		p.encoded = map[held][]byte{}
+	}
+	p.encoded[h] = data
+	return data, cur.State.Versions.Timestamp
+}
+
+// maxEncoded bounds the encodings kept: an agent names what it holds, and could name anything.
+const maxEncoded = 16
+
+func (p *Policy) update(cur *Current, h held) *stopgapv1.PolicyUpdate {
+	u := &stopgapv1.PolicyUpdate{TimestampVersion: cur.State.Versions.Timestamp, TargetsVersion: cur.Version, Timestamp: cur.head.Timestamp, Snapshot: cur.head.Snapshot}
+	if h.root < uint64(len(cur.roots)) {
+		u.Roots = cur.roots[h.root:]
+	}
+	if h.targets == cur.Version && len(u.Roots) == 0 {
+		return u
+	}
+	u.Targets = cur.head.Targets
 	paths := make([]string, 0, len(cur.manifest.Targets))
 	for path := range cur.manifest.Targets {
 		paths = append(paths, path)
 	}
 	sort.Strings(paths)
 	for _, path := range paths {
-		sum := cur.manifest.Targets[path]
-		raw, _ := hex.DecodeString(sum)
-		t := &stopgapv1.PolicyTarget{Path: path, Sha256: raw, Length: uint32(len(cur.content[sum]))}
-		if base == 0 || p.old[base].Targets[path] != sum {
-			t.Content = cur.content[sum]
+		if h.targets == 0 || p.old[h.targets].Targets[path] != cur.manifest.Targets[path] {
+			u.Documents = append(u.Documents, &stopgapv1.PolicyTarget{Path: path, Content: cur.State.Documents[path]})
 		}
-		u.Targets = append(u.Targets, t)
 	}
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(u)
-	if err != nil {
-		return nil, cur.Version // can't happen: the message is made here from valid strings
-	}
-	p.encoded[base] = data
-	return data, cur.Version
+	return u
+}
+
+// HashOf gives the SHA-256 of a document in policy.
+func (c *Current) HashOf(path string) []byte {
+	raw, _ := hex.DecodeString(c.manifest.Targets[path])
+	return raw
 }

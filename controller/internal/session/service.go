@@ -12,12 +12,15 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
+	"github.com/stopgap-em/stopgap/controller/internal/identity"
 	"github.com/stopgap-em/stopgap/controller/internal/policy"
 	"github.com/stopgap-em/stopgap/controller/internal/rollout"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // Config of a Service.
@@ -29,6 +32,10 @@ type Config struct {
 	Outcomes  store.Outcomes
 	Policy    *policy.Policy
 	Rollout   *rollout.Rollout
+	Registry  *identity.Registry
+	Audit     *audit.Log
+	// Bundle is the CA certificates that renewed agents are to trust.
+	Bundle func() [][]byte
 	// Heartbeat is how often both sides send one; default transport.HeartbeatInterval.
 	Heartbeat time.Duration
 	// MaxAgents bounds the live streams; default 50,000.
@@ -146,6 +153,13 @@ func (s *Service) Connected() int {
 	return len(s.live)
 }
 
+// Holds says whether an agent's stream stands.
+func (s *Service) Holds(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id] != nil
+}
+
 // Changed tells every agent what is new for it: policy, or its assignment.
 func (s *Service) Changed() {
 	for _, x := range s.sessions() {
@@ -209,7 +223,7 @@ func (s *Service) Connect(st stopgapv1.AgentService_ConnectServer) error {
 // hello begins a session: it checks who speaks, takes over from an older stream, and puts Welcome into the slot.
 func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 	ctx := x.stream.Context()
-	if err := checkHello(ctx, h); err != nil {
+	if err := s.admit(ctx, h); err != nil {
 		return err
 	}
 	mark, err := s.cfg.Outcomes.Mark(ctx, h.GetAgentId(), h.GetJournalEpoch())
@@ -223,12 +237,65 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 	s.noteAhead(h)
 	x.set(func(sl *slot) {
 		sl.welcome = s.welcome(mark)
-		sl.held = h.GetPolicyVersion()
+		sl.held = heldBy(h)
 		if h.GetAttemptedError() != "" {
 			sl.attempted = h.GetAttemptedVersion()
 		}
 	})
 	return nil
+}
+
+// admit checks that a Hello is from the agent of the certificate, and from the machine that was enrolled.
+func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
+	if err := checkHello(ctx, h); err != nil {
+		return err
+	}
+	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), identity.Certificate(ctx))
+	if errors.Is(err, identity.ErrMachine) {
+		s.cfg.Fleet.Raise(h.GetAgentId(), "clone-detected", "another machine speaks with this identity, as after cloning a virtual machine: "+
+			clip(h.GetFacts().GetHost())+"; `stopgap agents reenroll` gives the right one a new key")
+		s.cfg.Logger.Error("another machine speaks with an agent's identity", "agent", h.GetAgentId(), "host", clip(h.GetFacts().GetHost()), "error", err)
+		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: %v; an operator can order re-enrolment", err)
+	}
+	if err != nil {
+		s.cfg.Logger.Error("the record of an agent can't be written", "agent", h.GetAgentId(), "error", err)
+		return status.Error(codes.Unavailable, "the store can't be written now")
+	}
+	return nil
+}
+
+// heldBy is what an agent says it holds.
+func heldBy(h *stopgapv1.Hello) tufpolicy.Versions {
+	return tufpolicy.Versions{Root: h.GetRootVersion(), Timestamp: h.GetTimestampVersion(), Snapshot: h.GetSnapshotVersion(), Targets: h.GetPolicyVersion()}
+}
+
+// RenewCertificate implements AgentService.
+func (s *Service) RenewCertificate(ctx context.Context, r *stopgapv1.RenewCertificateRequest) (*stopgapv1.RenewCertificateResponse, error) {
+	id := identity.Caller(ctx).ID
+	cert, err := s.cfg.Registry.Renew(ctx, id, identity.Certificate(ctx), r.GetCsr())
+	if err != nil {
+		if st := identity.ToStatus(err); st != nil {
+			s.cfg.Audit.Append(ctx, "agent "+id, "renew-refused", id, "%v", err)
+			return nil, st
+		}
+		s.cfg.Logger.Error("a certificate can't be renewed", "agent", id, "error", err)
+		return nil, status.Error(codes.Unavailable, "certificates can't be issued now")
+	}
+	return &stopgapv1.RenewCertificateResponse{Certificate: cert.Raw, Ca: s.cfg.Bundle()}, nil
+}
+
+// End ends an agent's stream, and says whether there was one.
+func (s *Service) End(id string, err error) bool {
+	s.mu.Lock()
+	x := s.live[id]
+	delete(s.clones, id)
+	delete(s.takeovers, id)
+	s.mu.Unlock()
+	if x == nil {
+		return false
+	}
+	x.end(status.Error(codes.PermissionDenied, err.Error()))
+	return true
 }
 
 func (s *Service) welcome(mark store.Mark) *stopgapv1.Welcome {
@@ -237,12 +304,12 @@ func (s *Service) welcome(mark store.Mark) *stopgapv1.Welcome {
 }
 
 // noteAhead warns of an agent that holds a newer policy than this controller has: one of the two was restored from an
-// older copy. A single agent's word moves nothing; `stopgap publish --min-version` does.
+// older copy. Its word moves nothing; publishing the newer policy directory does.
 func (s *Service) noteAhead(h *stopgapv1.Hello) {
 	if cur := s.cfg.Policy.Current().Version; h.GetPolicyVersion() > cur {
 		s.cfg.Logger.Error("an agent holds a newer policy than this controller; was the controller restored from a backup?",
 			"agent", h.GetAgentId(), "holds", h.GetPolicyVersion(), "controller", cur)
-		s.cfg.Fleet.Raise(h.GetAgentId(), "ahead-of-controller", "holds a newer policy than the controller knows; publish with --min-version above it")
+		s.cfg.Fleet.Raise(h.GetAgentId(), "ahead-of-controller", "holds a newer policy than the controller knows; publish the newest policy directory")
 	}
 }
 
@@ -275,7 +342,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	if cloned {
 		s.mu.Unlock()
 		s.cfg.Logger.Error("two processes speak with one identity; the one connected stays", "agent", id, "host", clip(h.GetFacts().GetHost()))
-		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; give one of them a certificate of its own")
+		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; `stopgap agents reenroll` gives the right one a new key")
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
 	}
 	x.mu.Lock()
@@ -312,7 +379,7 @@ func (s *Service) leave(x *session) {
 // Pull implements AgentService.
 func (s *Service) Pull(ctx context.Context, r *stopgapv1.PullRequest) (*stopgapv1.PullResponse, error) {
 	h := r.GetHello()
-	if err := checkHello(ctx, h); err != nil {
+	if err := s.admit(ctx, h); err != nil {
 		return nil, err
 	}
 	// A clone that is sent away from the stream must not speak for the holder here.
@@ -347,7 +414,7 @@ func (s *Service) Pull(ctx context.Context, r *stopgapv1.PullRequest) (*stopgapv
 	s.cfg.Fleet.Connected(h, false)
 	s.noteAhead(h)
 	resp := &stopgapv1.PullResponse{Welcome: s.welcome(mark)}
-	data, version := s.cfg.Policy.Update(h.GetPolicyVersion())
+	data, version := s.cfg.Policy.Update(heldBy(h), false)
 	if h.GetAttemptedError() == "" || h.GetAttemptedVersion() != version {
 		resp.PolicyUpdate = data
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 // session is one stream.
@@ -46,6 +47,7 @@ type session struct {
 	sending bool
 	slot    slot
 
+	nacks       int
 	frames      int // within the window; only the receiver touches these
 	windowStart time.Time
 }
@@ -68,8 +70,8 @@ type slot struct {
 
 	// Policy: at most one update is unanswered; the answer opens the next. A version that was refused for good is not
 	// sent again.
-	held       uint64
-	attempted  uint64
+	held       tufpolicy.Versions
+	attempted  uint64 // timestamp version
 	unanswered bool
 	full       bool // the agent could not use what was left out: send everything
 	assigned   uint64
@@ -143,12 +145,8 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 		sl.settled = s.svc.cfg.Fleet.Settled(s.id)
 	}
 	if sl.settled && !sl.unanswered {
-		base := sl.held
-		if sl.full {
-			base = 0
-		}
-		data, version := s.svc.cfg.Policy.Update(base)
-		if data != nil && version > sl.held && version != sl.attempted {
+		data, version := s.svc.cfg.Policy.Update(sl.held, sl.full)
+		if data != nil && version != sl.attempted {
 			f.PolicyUpdate, some = data, true
 			sl.unanswered, sl.attempted = true, version
 		}
@@ -230,23 +228,33 @@ func (s *session) frame(f *stopgapv1.ConnectRequest) error {
 }
 
 func (s *session) acked(a *stopgapv1.PolicyAck) {
-	s.svc.cfg.Fleet.Holds(s.id, a.GetVersion())
-	s.set(func(sl *slot) { sl.held, sl.unanswered, sl.full = a.GetVersion(), false, false })
+	s.svc.cfg.Fleet.Holds(s.id, a.GetTargetsVersion())
+	s.set(func(sl *slot) {
+		sl.held = tufpolicy.Versions{Root: a.GetRootVersion(), Timestamp: a.GetVersion(), Targets: a.GetTargetsVersion()}
+		sl.unanswered, sl.full = false, false
+	})
 }
+
+// maxAuditedNacks bounds what one stream can write into the audit log.
+const maxAuditedNacks = 20
 
 // nackRetry is the wait before a version that was refused for the time being is sent again.
 const nackRetry = 30 * time.Second
 
 func (s *session) nacked(n *stopgapv1.PolicyNack) {
 	s.svc.cfg.Logger.Error("policy refused by an agent", "agent", s.id, "version", n.GetVersion(), "permanent", n.GetPermanent(), "error", clip(n.GetError()))
-	s.svc.cfg.Fleet.Refused(s.id, n.GetHeldVersion(), n.GetVersion(), n.GetError())
+	s.svc.cfg.Fleet.Refused(s.id, n.GetTargetsVersion(), n.GetVersion(), n.GetError())
+	if s.nacks++; s.nacks <= maxAuditedNacks {
+		s.svc.cfg.Audit.Append(s.stream.Context(), "agent "+s.id, "policy-refused", fmt.Sprintf("timestamp %d", n.GetVersion()), "%s", clip(n.GetError()))
+	}
+	held := tufpolicy.Versions{Root: n.GetRootVersion(), Timestamp: n.GetHeldVersion(), Targets: n.GetTargetsVersion()}
 	if n.GetPermanent() {
-		s.set(func(sl *slot) { sl.held, sl.unanswered = n.GetHeldVersion(), false })
+		s.set(func(sl *slot) { sl.held, sl.unanswered = held, false })
 		return
 	}
 	s.mu.Lock()
 	again := !s.slot.full // at once with everything in it, the first time
-	s.slot.held, s.slot.full = n.GetHeldVersion(), true
+	s.slot.held, s.slot.full = held, true
 	s.mu.Unlock()
 	retry := func() { s.set(func(sl *slot) { sl.unanswered, sl.attempted = false, 0 }) }
 	if again {

@@ -34,6 +34,8 @@ const (
 	CommandKind_COMMAND_KIND_RECHECK CommandKind = 1
 	// Report every current outcome again.
 	CommandKind_COMMAND_KIND_SEND_EVERYTHING CommandKind = 2
+	// Renew the certificate now (the CA is being replaced, say).
+	CommandKind_COMMAND_KIND_RENEW CommandKind = 3
 )
 
 // Enum value maps for CommandKind.
@@ -42,11 +44,13 @@ var (
 		0: "COMMAND_KIND_UNSPECIFIED",
 		1: "COMMAND_KIND_RECHECK",
 		2: "COMMAND_KIND_SEND_EVERYTHING",
+		3: "COMMAND_KIND_RENEW",
 	}
 	CommandKind_value = map[string]int32{
 		"COMMAND_KIND_UNSPECIFIED":     0,
 		"COMMAND_KIND_RECHECK":         1,
 		"COMMAND_KIND_SEND_EVERYTHING": 2,
+		"COMMAND_KIND_RENEW":           3,
 	}
 )
 
@@ -77,6 +81,280 @@ func (CommandKind) EnumDescriptor() ([]byte, []int) {
 	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{0}
 }
 
+// EnrollRequest asks for an identity. Labels are not in it: they come with the token.
+type EnrollRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret part of the token, 32 bytes.
+	Secret []byte `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// PKCS #10 certificate request in DER, at most 4 KiB, for an ECDSA P-256 key; its subject and extensions are ignored.
+	Csr []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
+	// Label for people, at most 63 bytes.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// What tells this machine from a clone of it; empty: unknown.
+	MachineId string `protobuf:"bytes,4,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	// Version of the agent.
+	AgentVersion string `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// SHA-256 of the policy root that the token names.
+	RootSha256    []byte `protobuf:"bytes,6,opt,name=root_sha256,json=rootSha256,proto3" json:"root_sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollRequest) Reset() {
+	*x = EnrollRequest{}
+	mi := &file_stopgap_v1_agent_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollRequest) ProtoMessage() {}
+
+func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_agent_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
+func (*EnrollRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *EnrollRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetAgentVersion() string {
+	if x != nil {
+		return x.AgentVersion
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetRootSha256() []byte {
+	if x != nil {
+		return x.RootSha256
+	}
+	return nil
+}
+
+// EnrollResponse is the identity, and what the agent needs to check everything else.
+type EnrollResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's id: the fingerprint of its first public key.
+	AgentId string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Fleet.
+	Fleet string `protobuf:"bytes,2,opt,name=fleet,proto3" json:"fleet,omitempty"`
+	// Certificate in DER.
+	Certificate []byte `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// CA certificates in DER; one of them has the fingerprint that stands in the token.
+	Ca [][]byte `protobuf:"bytes,4,rep,name=ca,proto3" json:"ca,omitempty"`
+	// The root whose fingerprint stands in the token, the exact bytes.
+	Root          []byte `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollResponse) Reset() {
+	*x = EnrollResponse{}
+	mi := &file_stopgap_v1_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollResponse) ProtoMessage() {}
+
+func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
+func (*EnrollResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EnrollResponse) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *EnrollResponse) GetFleet() string {
+	if x != nil {
+		return x.Fleet
+	}
+	return ""
+}
+
+func (x *EnrollResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *EnrollResponse) GetCa() [][]byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *EnrollResponse) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+// RenewCertificateRequest asks for a fresh certificate.
+type RenewCertificateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PKCS #10 certificate request in DER, at most 4 KiB, for the same key.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewCertificateRequest) Reset() {
+	*x = RenewCertificateRequest{}
+	mi := &file_stopgap_v1_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewCertificateRequest) ProtoMessage() {}
+
+func (x *RenewCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewCertificateRequest.ProtoReflect.Descriptor instead.
+func (*RenewCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RenewCertificateRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+// RenewCertificateResponse is the fresh certificate.
+type RenewCertificateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Certificate in DER.
+	Certificate []byte `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// CA certificates in DER: the whole bundle, two while the CA is being replaced.
+	Ca            [][]byte `protobuf:"bytes,2,rep,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewCertificateResponse) Reset() {
+	*x = RenewCertificateResponse{}
+	mi := &file_stopgap_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewCertificateResponse) ProtoMessage() {}
+
+func (x *RenewCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewCertificateResponse.ProtoReflect.Descriptor instead.
+func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewCertificateResponse) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *RenewCertificateResponse) GetCa() [][]byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
 // ConnectRequest is one frame from an agent. Parts that are absent say nothing.
 type ConnectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -98,7 +376,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[0]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -110,7 +388,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[0]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -123,7 +401,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ConnectRequest) GetHello() *Hello {
@@ -174,7 +452,7 @@ type ConnectResponse struct {
 	// Answer to Hello; in the first frame only.
 	Welcome *Welcome `protobuf:"bytes,1,opt,name=welcome,proto3" json:"welcome,omitempty"`
 	// An encoded PolicyUpdate. Bytes, because it is encoded once for all agents that hold the same version, and because
-	// what is hashed and (from the next release) signed is bytes.
+	// what is signed is bytes.
 	PolicyUpdate []byte `protobuf:"bytes,2,opt,name=policy_update,json=policyUpdate,proto3" json:"policy_update,omitempty"`
 	// An encoded Assignment; bytes for the same reason.
 	Assignment []byte `protobuf:"bytes,3,opt,name=assignment,proto3" json:"assignment,omitempty"`
@@ -192,7 +470,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[1]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +482,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[1]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +495,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{1}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ConnectResponse) GetWelcome() *Welcome {
@@ -280,9 +558,9 @@ type Hello struct {
 	AgentVersion string `protobuf:"bytes,3,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// The server's facts.
 	Facts *Facts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
-	// Policy version held; 0: none.
+	// Version of the targets metadata held, which is what people call the policy's version; 0: none.
 	PolicyVersion uint64 `protobuf:"varint,5,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
-	// The last policy version attempted, with the error when it was refused.
+	// Version of the timestamp last attempted, with the error when that update was refused.
 	AttemptedVersion uint64 `protobuf:"varint,6,opt,name=attempted_version,json=attemptedVersion,proto3" json:"attempted_version,omitempty"`
 	// Why attempted_version was refused; empty when it was not.
 	AttemptedError string `protobuf:"bytes,7,opt,name=attempted_error,json=attemptedError,proto3" json:"attempted_error,omitempty"`
@@ -293,14 +571,20 @@ type Hello struct {
 	// Standing warnings.
 	Health []*Health `protobuf:"bytes,10,rep,name=health,proto3" json:"health,omitempty"`
 	// The server's name for people, as the administrator set it; a label only.
-	Name          string `protobuf:"bytes,11,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Name string `protobuf:"bytes,11,opt,name=name,proto3" json:"name,omitempty"`
+	// Version of the root held; 0: none, and then no policy can be accepted.
+	RootVersion uint64 `protobuf:"varint,12,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
+	// Version of the timestamp held; 0: none.
+	TimestampVersion uint64 `protobuf:"varint,13,opt,name=timestamp_version,json=timestampVersion,proto3" json:"timestamp_version,omitempty"`
+	// Version of the snapshot held; 0: none.
+	SnapshotVersion uint64 `protobuf:"varint,14,opt,name=snapshot_version,json=snapshotVersion,proto3" json:"snapshot_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[2]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +596,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[2]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +609,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{2}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Hello) GetAgentId() string {
@@ -405,6 +689,27 @@ func (x *Hello) GetName() string {
 	return ""
 }
 
+func (x *Hello) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
+func (x *Hello) GetTimestampVersion() uint64 {
+	if x != nil {
+		return x.TimestampVersion
+	}
+	return 0
+}
+
+func (x *Hello) GetSnapshotVersion() uint64 {
+	if x != nil {
+		return x.SnapshotVersion
+	}
+	return 0
+}
+
 // Welcome is the controller's answer to Hello.
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -424,7 +729,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[3]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +741,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[3]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +754,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Welcome) GetFleet() string {
@@ -487,22 +792,31 @@ func (x *Welcome) GetAcknowledged() *OutcomeAck {
 	return nil
 }
 
-// PolicyUpdate is a whole policy: which documents are in it now, with the bytes of those the receiver lacks.
+// PolicyUpdate carries what an agent lacks of the signed policy (TUF specification 1.0). The agent believes none of the
+// numbers in it, only what the metadata says once their signatures are verified.
 type PolicyUpdate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the policy; never goes back on an agent.
-	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Version the receiver was believed to hold: what that one has is left out. 0: everything is included.
-	BaseVersion uint64 `protobuf:"varint,2,opt,name=base_version,json=baseVersion,proto3" json:"base_version,omitempty"`
-	// Every document in the policy.
-	Targets       []*PolicyTarget `protobuf:"bytes,3,rep,name=targets,proto3" json:"targets,omitempty"`
+	// Version of the timestamp; names this update in its answer.
+	TimestampVersion uint64 `protobuf:"varint,1,opt,name=timestamp_version,json=timestampVersion,proto3" json:"timestamp_version,omitempty"`
+	// Version of the targets metadata.
+	TargetsVersion uint64 `protobuf:"varint,2,opt,name=targets_version,json=targetsVersion,proto3" json:"targets_version,omitempty"`
+	// Every root after the one the receiver holds, oldest first, at most 256; the exact bytes.
+	Roots [][]byte `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`
+	// The timestamp metadata.
+	Timestamp []byte `protobuf:"bytes,4,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
+	// The snapshot metadata.
+	Snapshot []byte `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// The targets metadata; absent when the receiver was believed to hold this version.
+	Targets []byte `protobuf:"bytes,6,opt,name=targets,proto3" json:"targets,omitempty"`
+	// The documents the receiver was believed to lack.
+	Documents     []*PolicyTarget `protobuf:"bytes,7,rep,name=documents,proto3" json:"documents,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyUpdate) Reset() {
 	*x = PolicyUpdate{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[4]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +828,7 @@ func (x *PolicyUpdate) String() string {
 func (*PolicyUpdate) ProtoMessage() {}
 
 func (x *PolicyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[4]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,26 +841,54 @@ func (x *PolicyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyUpdate.ProtoReflect.Descriptor instead.
 func (*PolicyUpdate) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *PolicyUpdate) GetVersion() uint64 {
+func (x *PolicyUpdate) GetTimestampVersion() uint64 {
 	if x != nil {
-		return x.Version
+		return x.TimestampVersion
 	}
 	return 0
 }
 
-func (x *PolicyUpdate) GetBaseVersion() uint64 {
+func (x *PolicyUpdate) GetTargetsVersion() uint64 {
 	if x != nil {
-		return x.BaseVersion
+		return x.TargetsVersion
 	}
 	return 0
 }
 
-func (x *PolicyUpdate) GetTargets() []*PolicyTarget {
+func (x *PolicyUpdate) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *PolicyUpdate) GetTimestamp() []byte {
+	if x != nil {
+		return x.Timestamp
+	}
+	return nil
+}
+
+func (x *PolicyUpdate) GetSnapshot() []byte {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *PolicyUpdate) GetTargets() []byte {
 	if x != nil {
 		return x.Targets
+	}
+	return nil
+}
+
+func (x *PolicyUpdate) GetDocuments() []*PolicyTarget {
+	if x != nil {
+		return x.Documents
 	}
 	return nil
 }
@@ -554,21 +896,17 @@ func (x *PolicyUpdate) GetTargets() []*PolicyTarget {
 // PolicyTarget is one document in a policy.
 type PolicyTarget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `mitigations/<id>/<revision>.yaml` or `fixed-builds.yaml`.
+	// `mitigations/<id>/<revision>.yaml`, `policy.yaml` or `fixed-builds.yaml`.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// SHA-256 of the content.
-	Sha256 []byte `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	// Length of the content in bytes, at most 256 KiB.
-	Length uint32 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
-	// The exact bytes its author wrote; absent when the receiver has them.
-	Content       []byte `protobuf:"bytes,4,opt,name=content,proto3" json:"content,omitempty"`
+	// The exact bytes its author wrote; at most 256 KiB.
+	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyTarget) Reset() {
 	*x = PolicyTarget{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[5]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +918,7 @@ func (x *PolicyTarget) String() string {
 func (*PolicyTarget) ProtoMessage() {}
 
 func (x *PolicyTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[5]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +931,7 @@ func (x *PolicyTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyTarget.ProtoReflect.Descriptor instead.
 func (*PolicyTarget) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PolicyTarget) GetPath() string {
@@ -601,20 +939,6 @@ func (x *PolicyTarget) GetPath() string {
 		return x.Path
 	}
 	return ""
-}
-
-func (x *PolicyTarget) GetSha256() []byte {
-	if x != nil {
-		return x.Sha256
-	}
-	return nil
-}
-
-func (x *PolicyTarget) GetLength() uint32 {
-	if x != nil {
-		return x.Length
-	}
-	return 0
 }
 
 func (x *PolicyTarget) GetContent() []byte {
@@ -635,7 +959,7 @@ type Assignment struct {
 	ControllerEpoch string `protobuf:"bytes,3,opt,name=controller_epoch,json=controllerEpoch,proto3" json:"controller_epoch,omitempty"`
 	// Counts up within an epoch; a lower one is ignored.
 	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
-	// It waits until the agent holds this policy version.
+	// It waits until the agent holds this version of the targets metadata.
 	PolicyVersion uint64 `protobuf:"varint,5,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	// The released revisions.
 	Items         []*AssignmentItem `protobuf:"bytes,6,rep,name=items,proto3" json:"items,omitempty"`
@@ -645,7 +969,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[6]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +981,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[6]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +994,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Assignment) GetFleet() string {
@@ -727,13 +1051,17 @@ type AssignmentItem struct {
 	// Every known Mailbox server of the organisation runs a fixed build: removal by REMOVE_WHEN_ORGANISATION_FIXED is
 	// released to servers that are fixed themselves.
 	OrganisationFixed bool `protobuf:"varint,4,opt,name=organisation_fixed,json=organisationFixed,proto3" json:"organisation_fixed,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Take it off. The agent does so only as far as signed policy permits the controller (permits.controllerRevert).
+	Revert bool `protobuf:"varint,5,opt,name=revert,proto3" json:"revert,omitempty"`
+	// Why, for people; with revert.
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignmentItem) Reset() {
 	*x = AssignmentItem{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[7]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +1073,7 @@ func (x *AssignmentItem) String() string {
 func (*AssignmentItem) ProtoMessage() {}
 
 func (x *AssignmentItem) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[7]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +1086,7 @@ func (x *AssignmentItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentItem.ProtoReflect.Descriptor instead.
 func (*AssignmentItem) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignmentItem) GetMitigation() string {
@@ -789,18 +1117,36 @@ func (x *AssignmentItem) GetOrganisationFixed() bool {
 	return false
 }
 
-// PolicyAck: the agent holds this version, on its disk.
+func (x *AssignmentItem) GetRevert() bool {
+	if x != nil {
+		return x.Revert
+	}
+	return false
+}
+
+func (x *AssignmentItem) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// PolicyAck: the agent holds this, on its disk.
 type PolicyAck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version held.
-	Version       uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Version of the timestamp held.
+	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// Version of the targets metadata held.
+	TargetsVersion uint64 `protobuf:"varint,2,opt,name=targets_version,json=targetsVersion,proto3" json:"targets_version,omitempty"`
+	// Version of the root held.
+	RootVersion   uint64 `protobuf:"varint,3,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyAck) Reset() {
 	*x = PolicyAck{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[8]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1158,7 @@ func (x *PolicyAck) String() string {
 func (*PolicyAck) ProtoMessage() {}
 
 func (x *PolicyAck) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[8]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1171,7 @@ func (x *PolicyAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyAck.ProtoReflect.Descriptor instead.
 func (*PolicyAck) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PolicyAck) GetVersion() uint64 {
@@ -835,24 +1181,42 @@ func (x *PolicyAck) GetVersion() uint64 {
 	return 0
 }
 
+func (x *PolicyAck) GetTargetsVersion() uint64 {
+	if x != nil {
+		return x.TargetsVersion
+	}
+	return 0
+}
+
+func (x *PolicyAck) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
 // PolicyNack: the agent refused this version; what it held stays.
 type PolicyNack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version refused.
+	// Version of the timestamp of the update refused, as the update named it.
 	Version uint64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Version still held.
+	// Version of the timestamp still held.
 	HeldVersion uint64 `protobuf:"varint,2,opt,name=held_version,json=heldVersion,proto3" json:"held_version,omitempty"`
 	// The reason; at most 1 KiB.
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	// True: the same version can never be accepted. False: try again later (disk full, say).
-	Permanent     bool `protobuf:"varint,4,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	Permanent bool `protobuf:"varint,4,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	// Version of the targets metadata still held.
+	TargetsVersion uint64 `protobuf:"varint,5,opt,name=targets_version,json=targetsVersion,proto3" json:"targets_version,omitempty"`
+	// Version of the root still held: an update is accepted whole or not at all.
+	RootVersion   uint64 `protobuf:"varint,6,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyNack) Reset() {
 	*x = PolicyNack{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[9]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1228,7 @@ func (x *PolicyNack) String() string {
 func (*PolicyNack) ProtoMessage() {}
 
 func (x *PolicyNack) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[9]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1241,7 @@ func (x *PolicyNack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyNack.ProtoReflect.Descriptor instead.
 func (*PolicyNack) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PolicyNack) GetVersion() uint64 {
@@ -908,6 +1272,20 @@ func (x *PolicyNack) GetPermanent() bool {
 	return false
 }
 
+func (x *PolicyNack) GetTargetsVersion() uint64 {
+	if x != nil {
+		return x.TargetsVersion
+	}
+	return 0
+}
+
+func (x *PolicyNack) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
 // OutcomeBatch carries outcomes, delivered at least once and recorded exactly once.
 type OutcomeBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -921,7 +1299,7 @@ type OutcomeBatch struct {
 
 func (x *OutcomeBatch) Reset() {
 	*x = OutcomeBatch{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[10]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1311,7 @@ func (x *OutcomeBatch) String() string {
 func (*OutcomeBatch) ProtoMessage() {}
 
 func (x *OutcomeBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[10]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1324,7 @@ func (x *OutcomeBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeBatch.ProtoReflect.Descriptor instead.
 func (*OutcomeBatch) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OutcomeBatch) GetEpoch() string {
@@ -976,7 +1354,7 @@ type SequencedOutcome struct {
 
 func (x *SequencedOutcome) Reset() {
 	*x = SequencedOutcome{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[11]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1366,7 @@ func (x *SequencedOutcome) String() string {
 func (*SequencedOutcome) ProtoMessage() {}
 
 func (x *SequencedOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[11]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1379,7 @@ func (x *SequencedOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SequencedOutcome.ProtoReflect.Descriptor instead.
 func (*SequencedOutcome) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SequencedOutcome) GetSequence() uint64 {
@@ -1031,7 +1409,7 @@ type OutcomeAck struct {
 
 func (x *OutcomeAck) Reset() {
 	*x = OutcomeAck{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[12]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1421,7 @@ func (x *OutcomeAck) String() string {
 func (*OutcomeAck) ProtoMessage() {}
 
 func (x *OutcomeAck) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[12]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1434,7 @@ func (x *OutcomeAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeAck.ProtoReflect.Descriptor instead.
 func (*OutcomeAck) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OutcomeAck) GetEpoch() string {
@@ -1078,8 +1456,8 @@ type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From the agent: its standing warnings.
 	Health []*Health `protobuf:"bytes,1,rep,name=health,proto3" json:"health,omitempty"`
-	// From the agent: the policy version it holds.
-	PolicyVersion uint64 `protobuf:"varint,2,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
+	// From the agent: version of the timestamp it holds.
+	TimestampVersion uint64 `protobuf:"varint,2,opt,name=timestamp_version,json=timestampVersion,proto3" json:"timestamp_version,omitempty"`
 	// From the controller: its clock.
 	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1088,7 +1466,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[13]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1478,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[13]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1491,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Heartbeat) GetHealth() []*Health {
@@ -1123,9 +1501,9 @@ func (x *Heartbeat) GetHealth() []*Health {
 	return nil
 }
 
-func (x *Heartbeat) GetPolicyVersion() uint64 {
+func (x *Heartbeat) GetTimestampVersion() uint64 {
 	if x != nil {
-		return x.PolicyVersion
+		return x.TimestampVersion
 	}
 	return 0
 }
@@ -1148,7 +1526,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[14]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1538,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[14]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1551,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Command) GetKind() CommandKind {
@@ -1194,7 +1572,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[15]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1206,7 +1584,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[15]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1219,7 +1597,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Goodbye) GetReconnectWithin() *durationpb.Duration {
@@ -1242,7 +1620,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[16]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1632,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[16]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1645,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PullRequest) GetHello() *Hello {
@@ -1299,7 +1677,7 @@ type PullResponse struct {
 
 func (x *PullResponse) Reset() {
 	*x = PullResponse{}
-	mi := &file_stopgap_v1_agent_proto_msgTypes[17]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1689,7 @@ func (x *PullResponse) String() string {
 func (*PullResponse) ProtoMessage() {}
 
 func (x *PullResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_agent_proto_msgTypes[17]
+	mi := &file_stopgap_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1702,7 @@ func (x *PullResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullResponse.ProtoReflect.Descriptor instead.
 func (*PullResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_stopgap_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PullResponse) GetWelcome() *Welcome {
@@ -1353,7 +1731,27 @@ var File_stopgap_v1_agent_proto protoreflect.FileDescriptor
 const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/agent.proto\x12\n" +
-	"stopgap.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16stopgap/v1/types.proto\"\xbc\x02\n" +
+	"stopgap.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16stopgap/v1/types.proto\"\xb2\x01\n" +
+	"\rEnrollRequest\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x04 \x01(\tR\tmachineId\x12#\n" +
+	"\ragent_version\x18\x05 \x01(\tR\fagentVersion\x12\x1f\n" +
+	"\vroot_sha256\x18\x06 \x01(\fR\n" +
+	"rootSha256\"\x87\x01\n" +
+	"\x0eEnrollResponse\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x14\n" +
+	"\x05fleet\x18\x02 \x01(\tR\x05fleet\x12 \n" +
+	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12\x0e\n" +
+	"\x02ca\x18\x04 \x03(\fR\x02ca\x12\x12\n" +
+	"\x04root\x18\x05 \x01(\fR\x04root\"+\n" +
+	"\x17RenewCertificateRequest\x12\x10\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"L\n" +
+	"\x18RenewCertificateResponse\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\x12\x0e\n" +
+	"\x02ca\x18\x02 \x03(\fR\x02ca\"\xbc\x02\n" +
 	"\x0eConnectRequest\x12'\n" +
 	"\x05hello\x18\x01 \x01(\v2\x11.stopgap.v1.HelloR\x05hello\x124\n" +
 	"\n" +
@@ -1373,7 +1771,7 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"outcomeAck\x123\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x15.stopgap.v1.HeartbeatR\theartbeat\x12-\n" +
 	"\acommand\x18\x06 \x01(\v2\x13.stopgap.v1.CommandR\acommand\x12-\n" +
-	"\agoodbye\x18\a \x01(\v2\x13.stopgap.v1.GoodbyeR\agoodbye\"\x9e\x03\n" +
+	"\agoodbye\x18\a \x01(\v2\x13.stopgap.v1.GoodbyeR\agoodbye\"\x99\x04\n" +
 	"\x05Hello\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
@@ -1387,23 +1785,28 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"\x10journal_sequence\x18\t \x01(\x04R\x0fjournalSequence\x12*\n" +
 	"\x06health\x18\n" +
 	" \x03(\v2\x12.stopgap.v1.HealthR\x06health\x12\x12\n" +
-	"\x04name\x18\v \x01(\tR\x04name\"\x8d\x02\n" +
+	"\x04name\x18\v \x01(\tR\x04name\x12!\n" +
+	"\froot_version\x18\f \x01(\x04R\vrootVersion\x12+\n" +
+	"\x11timestamp_version\x18\r \x01(\x04R\x10timestampVersion\x12)\n" +
+	"\x10snapshot_version\x18\x0e \x01(\x04R\x0fsnapshotVersion\"\x8d\x02\n" +
 	"\aWelcome\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12)\n" +
 	"\x10controller_epoch\x18\x02 \x01(\tR\x0fcontrollerEpoch\x12;\n" +
 	"\vserver_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12H\n" +
 	"\x12heartbeat_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12:\n" +
-	"\facknowledged\x18\x05 \x01(\v2\x16.stopgap.v1.OutcomeAckR\facknowledged\"\x85\x01\n" +
-	"\fPolicyUpdate\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\x12!\n" +
-	"\fbase_version\x18\x02 \x01(\x04R\vbaseVersion\x122\n" +
-	"\atargets\x18\x03 \x03(\v2\x18.stopgap.v1.PolicyTargetR\atargetsJ\x04\b\x04\x10\x10\"l\n" +
+	"\facknowledged\x18\x05 \x01(\v2\x16.stopgap.v1.OutcomeAckR\facknowledged\"\x86\x02\n" +
+	"\fPolicyUpdate\x12+\n" +
+	"\x11timestamp_version\x18\x01 \x01(\x04R\x10timestampVersion\x12'\n" +
+	"\x0ftargets_version\x18\x02 \x01(\x04R\x0etargetsVersion\x12\x14\n" +
+	"\x05roots\x18\x03 \x03(\fR\x05roots\x12\x1c\n" +
+	"\ttimestamp\x18\x04 \x01(\fR\ttimestamp\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\fR\bsnapshot\x12\x18\n" +
+	"\atargets\x18\x06 \x01(\fR\atargets\x126\n" +
+	"\tdocuments\x18\a \x03(\v2\x18.stopgap.v1.PolicyTargetR\tdocuments\"<\n" +
 	"\fPolicyTarget\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\x12\x18\n" +
-	"\acontent\x18\x04 \x01(\fR\acontent\"\xea\x01\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\xea\x01\n" +
 	"\n" +
 	"Assignment\x12\x14\n" +
 	"\x05fleet\x18\x01 \x01(\tR\x05fleet\x12\"\n" +
@@ -1413,22 +1816,28 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12%\n" +
 	"\x0epolicy_version\x18\x05 \x01(\x04R\rpolicyVersion\x120\n" +
-	"\x05items\x18\x06 \x03(\v2\x1a.stopgap.v1.AssignmentItemR\x05items\"\x93\x01\n" +
+	"\x05items\x18\x06 \x03(\v2\x1a.stopgap.v1.AssignmentItemR\x05items\"\xc3\x01\n" +
 	"\x0eAssignmentItem\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +
 	"mitigation\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\rR\brevision\x12\x16\n" +
 	"\x06sha256\x18\x03 \x01(\fR\x06sha256\x12-\n" +
-	"\x12organisation_fixed\x18\x04 \x01(\bR\x11organisationFixed\"%\n" +
+	"\x12organisation_fixed\x18\x04 \x01(\bR\x11organisationFixed\x12\x16\n" +
+	"\x06revert\x18\x05 \x01(\bR\x06revert\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"q\n" +
 	"\tPolicyAck\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\x04R\aversion\"}\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12'\n" +
+	"\x0ftargets_version\x18\x02 \x01(\x04R\x0etargetsVersion\x12!\n" +
+	"\froot_version\x18\x03 \x01(\x04R\vrootVersion\"\xc9\x01\n" +
 	"\n" +
 	"PolicyNack\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12!\n" +
 	"\fheld_version\x18\x02 \x01(\x04R\vheldVersion\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1c\n" +
-	"\tpermanent\x18\x04 \x01(\bR\tpermanent\"^\n" +
+	"\tpermanent\x18\x04 \x01(\bR\tpermanent\x12'\n" +
+	"\x0ftargets_version\x18\x05 \x01(\x04R\x0etargetsVersion\x12!\n" +
+	"\froot_version\x18\x06 \x01(\x04R\vrootVersion\"^\n" +
 	"\fOutcomeBatch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x128\n" +
 	"\boutcomes\x18\x02 \x03(\v2\x1c.stopgap.v1.SequencedOutcomeR\boutcomes\"]\n" +
@@ -1438,10 +1847,10 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"OutcomeAck\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\x9b\x01\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"\xa1\x01\n" +
 	"\tHeartbeat\x12*\n" +
-	"\x06health\x18\x01 \x03(\v2\x12.stopgap.v1.HealthR\x06health\x12%\n" +
-	"\x0epolicy_version\x18\x02 \x01(\x04R\rpolicyVersion\x12;\n" +
+	"\x06health\x18\x01 \x03(\v2\x12.stopgap.v1.HealthR\x06health\x12+\n" +
+	"\x11timestamp_version\x18\x02 \x01(\x04R\x10timestampVersion\x12;\n" +
 	"\vserver_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\"6\n" +
 	"\aCommand\x12+\n" +
@@ -1456,14 +1865,18 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"\rpolicy_update\x18\x02 \x01(\fR\fpolicyUpdate\x12\x1e\n" +
 	"\n" +
 	"assignment\x18\x03 \x01(\fR\n" +
-	"assignment*g\n" +
+	"assignment*\x7f\n" +
 	"\vCommandKind\x12\x1c\n" +
 	"\x18COMMAND_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14COMMAND_KIND_RECHECK\x10\x01\x12 \n" +
-	"\x1cCOMMAND_KIND_SEND_EVERYTHING\x10\x022\x91\x01\n" +
+	"\x1cCOMMAND_KIND_SEND_EVERYTHING\x10\x02\x12\x16\n" +
+	"\x12COMMAND_KIND_RENEW\x10\x032\xf0\x01\n" +
 	"\fAgentService\x12F\n" +
 	"\aConnect\x12\x1a.stopgap.v1.ConnectRequest\x1a\x1b.stopgap.v1.ConnectResponse(\x010\x01\x129\n" +
-	"\x04Pull\x12\x17.stopgap.v1.PullRequest\x1a\x18.stopgap.v1.PullResponseB:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
+	"\x04Pull\x12\x17.stopgap.v1.PullRequest\x1a\x18.stopgap.v1.PullResponse\x12]\n" +
+	"\x10RenewCertificate\x12#.stopgap.v1.RenewCertificateRequest\x1a$.stopgap.v1.RenewCertificateResponse2T\n" +
+	"\x11EnrollmentService\x12?\n" +
+	"\x06Enroll\x12\x19.stopgap.v1.EnrollRequest\x1a\x1a.stopgap.v1.EnrollResponseB:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
 
 var (
 	file_stopgap_v1_agent_proto_rawDescOnce sync.Once
@@ -1478,67 +1891,75 @@ func file_stopgap_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_stopgap_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stopgap_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_stopgap_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_stopgap_v1_agent_proto_goTypes = []any{
-	(CommandKind)(0),              // 0: stopgap.v1.CommandKind
-	(*ConnectRequest)(nil),        // 1: stopgap.v1.ConnectRequest
-	(*ConnectResponse)(nil),       // 2: stopgap.v1.ConnectResponse
-	(*Hello)(nil),                 // 3: stopgap.v1.Hello
-	(*Welcome)(nil),               // 4: stopgap.v1.Welcome
-	(*PolicyUpdate)(nil),          // 5: stopgap.v1.PolicyUpdate
-	(*PolicyTarget)(nil),          // 6: stopgap.v1.PolicyTarget
-	(*Assignment)(nil),            // 7: stopgap.v1.Assignment
-	(*AssignmentItem)(nil),        // 8: stopgap.v1.AssignmentItem
-	(*PolicyAck)(nil),             // 9: stopgap.v1.PolicyAck
-	(*PolicyNack)(nil),            // 10: stopgap.v1.PolicyNack
-	(*OutcomeBatch)(nil),          // 11: stopgap.v1.OutcomeBatch
-	(*SequencedOutcome)(nil),      // 12: stopgap.v1.SequencedOutcome
-	(*OutcomeAck)(nil),            // 13: stopgap.v1.OutcomeAck
-	(*Heartbeat)(nil),             // 14: stopgap.v1.Heartbeat
-	(*Command)(nil),               // 15: stopgap.v1.Command
-	(*Goodbye)(nil),               // 16: stopgap.v1.Goodbye
-	(*PullRequest)(nil),           // 17: stopgap.v1.PullRequest
-	(*PullResponse)(nil),          // 18: stopgap.v1.PullResponse
-	(*Facts)(nil),                 // 19: stopgap.v1.Facts
-	(*Health)(nil),                // 20: stopgap.v1.Health
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*Outcome)(nil),               // 23: stopgap.v1.Outcome
+	(CommandKind)(0),                 // 0: stopgap.v1.CommandKind
+	(*EnrollRequest)(nil),            // 1: stopgap.v1.EnrollRequest
+	(*EnrollResponse)(nil),           // 2: stopgap.v1.EnrollResponse
+	(*RenewCertificateRequest)(nil),  // 3: stopgap.v1.RenewCertificateRequest
+	(*RenewCertificateResponse)(nil), // 4: stopgap.v1.RenewCertificateResponse
+	(*ConnectRequest)(nil),           // 5: stopgap.v1.ConnectRequest
+	(*ConnectResponse)(nil),          // 6: stopgap.v1.ConnectResponse
+	(*Hello)(nil),                    // 7: stopgap.v1.Hello
+	(*Welcome)(nil),                  // 8: stopgap.v1.Welcome
+	(*PolicyUpdate)(nil),             // 9: stopgap.v1.PolicyUpdate
+	(*PolicyTarget)(nil),             // 10: stopgap.v1.PolicyTarget
+	(*Assignment)(nil),               // 11: stopgap.v1.Assignment
+	(*AssignmentItem)(nil),           // 12: stopgap.v1.AssignmentItem
+	(*PolicyAck)(nil),                // 13: stopgap.v1.PolicyAck
+	(*PolicyNack)(nil),               // 14: stopgap.v1.PolicyNack
+	(*OutcomeBatch)(nil),             // 15: stopgap.v1.OutcomeBatch
+	(*SequencedOutcome)(nil),         // 16: stopgap.v1.SequencedOutcome
+	(*OutcomeAck)(nil),               // 17: stopgap.v1.OutcomeAck
+	(*Heartbeat)(nil),                // 18: stopgap.v1.Heartbeat
+	(*Command)(nil),                  // 19: stopgap.v1.Command
+	(*Goodbye)(nil),                  // 20: stopgap.v1.Goodbye
+	(*PullRequest)(nil),              // 21: stopgap.v1.PullRequest
+	(*PullResponse)(nil),             // 22: stopgap.v1.PullResponse
+	(*Facts)(nil),                    // 23: stopgap.v1.Facts
+	(*Health)(nil),                   // 24: stopgap.v1.Health
+	(*timestamppb.Timestamp)(nil),    // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 26: google.protobuf.Duration
+	(*Outcome)(nil),                  // 27: stopgap.v1.Outcome
 }
 var file_stopgap_v1_agent_proto_depIdxs = []int32{
-	3,  // 0: stopgap.v1.ConnectRequest.hello:type_name -> stopgap.v1.Hello
-	9,  // 1: stopgap.v1.ConnectRequest.policy_ack:type_name -> stopgap.v1.PolicyAck
-	10, // 2: stopgap.v1.ConnectRequest.policy_nack:type_name -> stopgap.v1.PolicyNack
-	11, // 3: stopgap.v1.ConnectRequest.outcomes:type_name -> stopgap.v1.OutcomeBatch
-	19, // 4: stopgap.v1.ConnectRequest.facts:type_name -> stopgap.v1.Facts
-	14, // 5: stopgap.v1.ConnectRequest.heartbeat:type_name -> stopgap.v1.Heartbeat
-	4,  // 6: stopgap.v1.ConnectResponse.welcome:type_name -> stopgap.v1.Welcome
-	13, // 7: stopgap.v1.ConnectResponse.outcome_ack:type_name -> stopgap.v1.OutcomeAck
-	14, // 8: stopgap.v1.ConnectResponse.heartbeat:type_name -> stopgap.v1.Heartbeat
-	15, // 9: stopgap.v1.ConnectResponse.command:type_name -> stopgap.v1.Command
-	16, // 10: stopgap.v1.ConnectResponse.goodbye:type_name -> stopgap.v1.Goodbye
-	19, // 11: stopgap.v1.Hello.facts:type_name -> stopgap.v1.Facts
-	20, // 12: stopgap.v1.Hello.health:type_name -> stopgap.v1.Health
-	21, // 13: stopgap.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
-	22, // 14: stopgap.v1.Welcome.heartbeat_interval:type_name -> google.protobuf.Duration
-	13, // 15: stopgap.v1.Welcome.acknowledged:type_name -> stopgap.v1.OutcomeAck
-	6,  // 16: stopgap.v1.PolicyUpdate.targets:type_name -> stopgap.v1.PolicyTarget
-	8,  // 17: stopgap.v1.Assignment.items:type_name -> stopgap.v1.AssignmentItem
-	12, // 18: stopgap.v1.OutcomeBatch.outcomes:type_name -> stopgap.v1.SequencedOutcome
-	23, // 19: stopgap.v1.SequencedOutcome.outcome:type_name -> stopgap.v1.Outcome
-	20, // 20: stopgap.v1.Heartbeat.health:type_name -> stopgap.v1.Health
-	21, // 21: stopgap.v1.Heartbeat.server_time:type_name -> google.protobuf.Timestamp
+	7,  // 0: stopgap.v1.ConnectRequest.hello:type_name -> stopgap.v1.Hello
+	13, // 1: stopgap.v1.ConnectRequest.policy_ack:type_name -> stopgap.v1.PolicyAck
+	14, // 2: stopgap.v1.ConnectRequest.policy_nack:type_name -> stopgap.v1.PolicyNack
+	15, // 3: stopgap.v1.ConnectRequest.outcomes:type_name -> stopgap.v1.OutcomeBatch
+	23, // 4: stopgap.v1.ConnectRequest.facts:type_name -> stopgap.v1.Facts
+	18, // 5: stopgap.v1.ConnectRequest.heartbeat:type_name -> stopgap.v1.Heartbeat
+	8,  // 6: stopgap.v1.ConnectResponse.welcome:type_name -> stopgap.v1.Welcome
+	17, // 7: stopgap.v1.ConnectResponse.outcome_ack:type_name -> stopgap.v1.OutcomeAck
+	18, // 8: stopgap.v1.ConnectResponse.heartbeat:type_name -> stopgap.v1.Heartbeat
+	19, // 9: stopgap.v1.ConnectResponse.command:type_name -> stopgap.v1.Command
+	20, // 10: stopgap.v1.ConnectResponse.goodbye:type_name -> stopgap.v1.Goodbye
+	23, // 11: stopgap.v1.Hello.facts:type_name -> stopgap.v1.Facts
+	24, // 12: stopgap.v1.Hello.health:type_name -> stopgap.v1.Health
+	25, // 13: stopgap.v1.Welcome.server_time:type_name -> google.protobuf.Timestamp
+	26, // 14: stopgap.v1.Welcome.heartbeat_interval:type_name -> google.protobuf.Duration
+	17, // 15: stopgap.v1.Welcome.acknowledged:type_name -> stopgap.v1.OutcomeAck
+	10, // 16: stopgap.v1.PolicyUpdate.documents:type_name -> stopgap.v1.PolicyTarget
+	12, // 17: stopgap.v1.Assignment.items:type_name -> stopgap.v1.AssignmentItem
+	16, // 18: stopgap.v1.OutcomeBatch.outcomes:type_name -> stopgap.v1.SequencedOutcome
+	27, // 19: stopgap.v1.SequencedOutcome.outcome:type_name -> stopgap.v1.Outcome
+	24, // 20: stopgap.v1.Heartbeat.health:type_name -> stopgap.v1.Health
+	25, // 21: stopgap.v1.Heartbeat.server_time:type_name -> google.protobuf.Timestamp
 	0,  // 22: stopgap.v1.Command.kind:type_name -> stopgap.v1.CommandKind
-	22, // 23: stopgap.v1.Goodbye.reconnect_within:type_name -> google.protobuf.Duration
-	3,  // 24: stopgap.v1.PullRequest.hello:type_name -> stopgap.v1.Hello
-	11, // 25: stopgap.v1.PullRequest.outcomes:type_name -> stopgap.v1.OutcomeBatch
-	4,  // 26: stopgap.v1.PullResponse.welcome:type_name -> stopgap.v1.Welcome
-	1,  // 27: stopgap.v1.AgentService.Connect:input_type -> stopgap.v1.ConnectRequest
-	17, // 28: stopgap.v1.AgentService.Pull:input_type -> stopgap.v1.PullRequest
-	2,  // 29: stopgap.v1.AgentService.Connect:output_type -> stopgap.v1.ConnectResponse
-	18, // 30: stopgap.v1.AgentService.Pull:output_type -> stopgap.v1.PullResponse
-	29, // [29:31] is the sub-list for method output_type
-	27, // [27:29] is the sub-list for method input_type
+	26, // 23: stopgap.v1.Goodbye.reconnect_within:type_name -> google.protobuf.Duration
+	7,  // 24: stopgap.v1.PullRequest.hello:type_name -> stopgap.v1.Hello
+	15, // 25: stopgap.v1.PullRequest.outcomes:type_name -> stopgap.v1.OutcomeBatch
+	8,  // 26: stopgap.v1.PullResponse.welcome:type_name -> stopgap.v1.Welcome
+	5,  // 27: stopgap.v1.AgentService.Connect:input_type -> stopgap.v1.ConnectRequest
+	21, // 28: stopgap.v1.AgentService.Pull:input_type -> stopgap.v1.PullRequest
+	3,  // 29: stopgap.v1.AgentService.RenewCertificate:input_type -> stopgap.v1.RenewCertificateRequest
+	1,  // 30: stopgap.v1.EnrollmentService.Enroll:input_type -> stopgap.v1.EnrollRequest
+	6,  // 31: stopgap.v1.AgentService.Connect:output_type -> stopgap.v1.ConnectResponse
+	22, // 32: stopgap.v1.AgentService.Pull:output_type -> stopgap.v1.PullResponse
+	4,  // 33: stopgap.v1.AgentService.RenewCertificate:output_type -> stopgap.v1.RenewCertificateResponse
+	2,  // 34: stopgap.v1.EnrollmentService.Enroll:output_type -> stopgap.v1.EnrollResponse
+	31, // [31:35] is the sub-list for method output_type
+	27, // [27:31] is the sub-list for method input_type
 	27, // [27:27] is the sub-list for extension type_name
 	27, // [27:27] is the sub-list for extension extendee
 	0,  // [0:27] is the sub-list for field type_name
@@ -1556,9 +1977,9 @@ func file_stopgap_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stopgap_v1_agent_proto_rawDesc), len(file_stopgap_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_stopgap_v1_agent_proto_goTypes,
 		DependencyIndexes: file_stopgap_v1_agent_proto_depIdxs,

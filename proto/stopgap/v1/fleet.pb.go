@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Release is what a controller does with a revision that is in policy.
+type Release int32
+
+const (
+	// Released: the newest revision of each mitigation, by default.
+	Release_RELEASE_UNSPECIFIED Release = 0
+	// Released to everybody.
+	Release_RELEASE_RELEASED Release = 1
+	// Not released: servers that have it keep it, others don't get it.
+	Release_RELEASE_HELD Release = 2
+	// Agents are asked to take it off.
+	Release_RELEASE_REVERTED Release = 3
+)
+
+// Enum value maps for Release.
+var (
+	Release_name = map[int32]string{
+		0: "RELEASE_UNSPECIFIED",
+		1: "RELEASE_RELEASED",
+		2: "RELEASE_HELD",
+		3: "RELEASE_REVERTED",
+	}
+	Release_value = map[string]int32{
+		"RELEASE_UNSPECIFIED": 0,
+		"RELEASE_RELEASED":    1,
+		"RELEASE_HELD":        2,
+		"RELEASE_REVERTED":    3,
+	}
+)
+
+func (x Release) Enum() *Release {
+	p := new(Release)
+	*p = x
+	return p
+}
+
+func (x Release) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Release) Descriptor() protoreflect.EnumDescriptor {
+	return file_stopgap_v1_fleet_proto_enumTypes[0].Descriptor()
+}
+
+func (Release) Type() protoreflect.EnumType {
+	return &file_stopgap_v1_fleet_proto_enumTypes[0]
+}
+
+func (x Release) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Release.Descriptor instead.
+func (Release) EnumDescriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{0}
+}
+
 // Presence is what the controller knows of an agent's connection.
 type Presence int32
 
@@ -64,11 +121,11 @@ func (x Presence) String() string {
 }
 
 func (Presence) Descriptor() protoreflect.EnumDescriptor {
-	return file_stopgap_v1_fleet_proto_enumTypes[0].Descriptor()
+	return file_stopgap_v1_fleet_proto_enumTypes[1].Descriptor()
 }
 
 func (Presence) Type() protoreflect.EnumType {
-	return &file_stopgap_v1_fleet_proto_enumTypes[0]
+	return &file_stopgap_v1_fleet_proto_enumTypes[1]
 }
 
 func (x Presence) Number() protoreflect.EnumNumber {
@@ -77,21 +134,18 @@ func (x Presence) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Presence.Descriptor instead.
 func (Presence) EnumDescriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{0}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{1}
 }
 
-// PublishRequest is one file; a call sends one for each, at most 256.
+// PublishRequest is one file of a policy directory; a call sends one for each.
 type PublishRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the file, for error messages.
-	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Its bytes, at most 256 KiB: a mitigation document, or a fixed-builds table.
-	Content []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
-	// The new policy version is at least this; for a controller restored from a backup, whose agents hold a newer
-	// policy than it knows. 0: the next one. At most one million above the current one.
-	MinimumVersion uint64 `protobuf:"varint,3,opt,name=minimum_version,json=minimumVersion,proto3" json:"minimum_version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// `metadata/<version>.root.json`, `metadata/<version>.targets.json`, or `targets/` and the path of a document.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Its exact bytes.
+	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishRequest) Reset() {
@@ -124,9 +178,9 @@ func (*PublishRequest) Descriptor() ([]byte, []int) {
 	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *PublishRequest) GetName() string {
+func (x *PublishRequest) GetPath() string {
 	if x != nil {
-		return x.Name
+		return x.Path
 	}
 	return ""
 }
@@ -138,26 +192,22 @@ func (x *PublishRequest) GetContent() []byte {
 	return nil
 }
 
-func (x *PublishRequest) GetMinimumVersion() uint64 {
-	if x != nil {
-		return x.MinimumVersion
-	}
-	return 0
-}
-
 // PublishResponse says what changed.
 type PublishResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the policy now.
+	// Version of the targets metadata now.
 	PolicyVersion uint64 `protobuf:"varint,1,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
-	// One line for each file: what it changed.
+	// One line for each change.
 	Changes []string `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
-	// Servers whose agent said before this publish that it holds this version, or a newer one; they ignore this one.
+	// Servers whose agent holds a newer policy than this one: this controller was restored from a backup, or is not the only
+	// one. They ignore this policy.
 	AgentsAhead uint32 `protobuf:"varint,3,opt,name=agents_ahead,json=agentsAhead,proto3" json:"agents_ahead,omitempty"`
 	// The newest version such an agent named.
 	NewestClaimedVersion uint64 `protobuf:"varint,4,opt,name=newest_claimed_version,json=newestClaimedVersion,proto3" json:"newest_claimed_version,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Version of the root now.
+	RootVersion   uint64 `protobuf:"varint,5,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishResponse) Reset() {
@@ -218,31 +268,42 @@ func (x *PublishResponse) GetNewestClaimedVersion() uint64 {
 	return 0
 }
 
-// WithdrawRequest names a revision.
-type WithdrawRequest struct {
+func (x *PublishResponse) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
+// SetReleaseRequest names a revision.
+type SetReleaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifier of the mitigation.
 	Mitigation string `protobuf:"bytes,1,opt,name=mitigation,proto3" json:"mitigation,omitempty"`
 	// Revision.
-	Revision      uint32 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision uint32 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What to do with it.
+	Release Release `protobuf:"varint,3,opt,name=release,proto3,enum=stopgap.v1.Release" json:"release,omitempty"`
+	// Why; needed to take something off.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WithdrawRequest) Reset() {
-	*x = WithdrawRequest{}
+func (x *SetReleaseRequest) Reset() {
+	*x = SetReleaseRequest{}
 	mi := &file_stopgap_v1_fleet_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WithdrawRequest) String() string {
+func (x *SetReleaseRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WithdrawRequest) ProtoMessage() {}
+func (*SetReleaseRequest) ProtoMessage() {}
 
-func (x *WithdrawRequest) ProtoReflect() protoreflect.Message {
+func (x *SetReleaseRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_stopgap_v1_fleet_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -254,50 +315,62 @@ func (x *WithdrawRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WithdrawRequest.ProtoReflect.Descriptor instead.
-func (*WithdrawRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use SetReleaseRequest.ProtoReflect.Descriptor instead.
+func (*SetReleaseRequest) Descriptor() ([]byte, []int) {
 	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *WithdrawRequest) GetMitigation() string {
+func (x *SetReleaseRequest) GetMitigation() string {
 	if x != nil {
 		return x.Mitigation
 	}
 	return ""
 }
 
-func (x *WithdrawRequest) GetRevision() uint32 {
+func (x *SetReleaseRequest) GetRevision() uint32 {
 	if x != nil {
 		return x.Revision
 	}
 	return 0
 }
 
-// WithdrawResponse says what changed.
-type WithdrawResponse struct {
+func (x *SetReleaseRequest) GetRelease() Release {
+	if x != nil {
+		return x.Release
+	}
+	return Release_RELEASE_UNSPECIFIED
+}
+
+func (x *SetReleaseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// SetReleaseResponse says what it touches.
+type SetReleaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the policy now.
-	PolicyVersion uint64 `protobuf:"varint,1,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
-	// Servers that had it applied by their last report.
-	AppliedOn     uint32 `protobuf:"varint,2,opt,name=applied_on,json=appliedOn,proto3" json:"applied_on,omitempty"`
+	// Servers that have the revision applied by their last report.
+	AppliedOn     uint32 `protobuf:"varint,1,opt,name=applied_on,json=appliedOn,proto3" json:"applied_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *WithdrawResponse) Reset() {
-	*x = WithdrawResponse{}
+func (x *SetReleaseResponse) Reset() {
+	*x = SetReleaseResponse{}
 	mi := &file_stopgap_v1_fleet_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *WithdrawResponse) String() string {
+func (x *SetReleaseResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*WithdrawResponse) ProtoMessage() {}
+func (*SetReleaseResponse) ProtoMessage() {}
 
-func (x *WithdrawResponse) ProtoReflect() protoreflect.Message {
+func (x *SetReleaseResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_stopgap_v1_fleet_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -309,21 +382,820 @@ func (x *WithdrawResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use WithdrawResponse.ProtoReflect.Descriptor instead.
-func (*WithdrawResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use SetReleaseResponse.ProtoReflect.Descriptor instead.
+func (*SetReleaseResponse) Descriptor() ([]byte, []int) {
 	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *WithdrawResponse) GetPolicyVersion() uint64 {
+func (x *SetReleaseResponse) GetAppliedOn() uint32 {
 	if x != nil {
-		return x.PolicyVersion
+		return x.AppliedOn
 	}
 	return 0
 }
 
-func (x *WithdrawResponse) GetAppliedOn() uint32 {
+// Token is an enrolment token as the controller knows it.
+type Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names it: the first characters of the hash of its secret.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// When it ends.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Times it can still be used.
+	UsesLeft uint32 `protobuf:"varint,3,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
+	// Labels its agents get.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The one agent it is for; empty: a new one.
+	AgentId string `protobuf:"bytes,5,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Who made it.
+	CreatedBy     string `protobuf:"bytes,6,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[4]
 	if x != nil {
-		return x.AppliedOn
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Token) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *Token) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Token) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *Token) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+// CreateTokenRequest describes a token.
+type CreateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long it can be used, in seconds: 60 to 30 days.
+	TtlSeconds uint32 `protobuf:"varint,1,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// How often: 1 to 10,000.
+	Uses uint32 `protobuf:"varint,2,opt,name=uses,proto3" json:"uses,omitempty"`
+	// Labels its agents get, which they can't choose themselves: at most 16, of at most 63 bytes each.
+	Labels        map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateTokenRequest) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *CreateTokenRequest) GetUses() uint32 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *CreateTokenRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// CreateTokenResponse is the token.
+type CreateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token string, which carries the fingerprints of CA and root; printed once.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// What the controller keeps of it.
+	Info          *Token `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateTokenResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetInfo() *Token {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+// ListTokensRequest is empty.
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{7}
+}
+
+// ListTokensResponse lists tokens.
+type ListTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By end.
+	Tokens        []*Token `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListTokensResponse) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// RevokeTokenRequest names a token.
+type RevokeTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RevokeTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// RevokeTokenResponse is empty.
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{10}
+}
+
+// RevokeAgentRequest names an agent.
+type RevokeAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id, unique prefix, or name.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Why.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeAgentRequest) Reset() {
+	*x = RevokeAgentRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeAgentRequest) ProtoMessage() {}
+
+func (x *RevokeAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeAgentRequest.ProtoReflect.Descriptor instead.
+func (*RevokeAgentRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RevokeAgentRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RevokeAgentRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RevokeAgentResponse says what was done.
+type RevokeAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's id.
+	AgentId string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// A stream stood and was closed.
+	WasConnected  bool `protobuf:"varint,2,opt,name=was_connected,json=wasConnected,proto3" json:"was_connected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeAgentResponse) Reset() {
+	*x = RevokeAgentResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeAgentResponse) ProtoMessage() {}
+
+func (x *RevokeAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeAgentResponse.ProtoReflect.Descriptor instead.
+func (*RevokeAgentResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RevokeAgentResponse) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *RevokeAgentResponse) GetWasConnected() bool {
+	if x != nil {
+		return x.WasConnected
+	}
+	return false
+}
+
+// ReenrollAgentRequest names an agent.
+type ReenrollAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id, unique prefix, or name.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How long the token can be used, in seconds.
+	TtlSeconds    uint32 `protobuf:"varint,2,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReenrollAgentRequest) Reset() {
+	*x = ReenrollAgentRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReenrollAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReenrollAgentRequest) ProtoMessage() {}
+
+func (x *ReenrollAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReenrollAgentRequest.ProtoReflect.Descriptor instead.
+func (*ReenrollAgentRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReenrollAgentRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReenrollAgentRequest) GetTtlSeconds() uint32 {
+	if x != nil {
+		return x.TtlSeconds
+	}
+	return 0
+}
+
+// ReenrollAgentResponse is the token.
+type ReenrollAgentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The agent's id.
+	AgentId string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// The token string.
+	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReenrollAgentResponse) Reset() {
+	*x = ReenrollAgentResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReenrollAgentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReenrollAgentResponse) ProtoMessage() {}
+
+func (x *ReenrollAgentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReenrollAgentResponse.ProtoReflect.Descriptor instead.
+func (*ReenrollAgentResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ReenrollAgentResponse) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *ReenrollAgentResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+// AuditEntry is one line of the audit log.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts up from 1.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// When, by the controller's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Who: `operator NAME`, `agent ID`, `token ID`, `controller`.
+	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	// What: `publish`, `token-create`, `enroll`, `enroll-refused`, `policy-refused`, ...
+	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	// On what.
+	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	// One line for people.
+	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	// SHA-256 of the entry before and this one.
+	Hash          []byte `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AuditEntry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+// ListAuditRequest selects.
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only after this sequence number.
+	After         uint64 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListAuditRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+// ListAuditResponse is the log.
+type ListAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries, at most 1,000.
+	Entries []*AuditEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The chain holds over the whole log that is kept.
+	ChainHolds bool `protobuf:"varint,2,opt,name=chain_holds,json=chainHolds,proto3" json:"chain_holds,omitempty"`
+	// Where it breaks, if it does; 0: nowhere.
+	BrokenAt      uint64 `protobuf:"varint,3,opt,name=broken_at,json=brokenAt,proto3" json:"broken_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetChainHolds() bool {
+	if x != nil {
+		return x.ChainHolds
+	}
+	return false
+}
+
+func (x *ListAuditResponse) GetBrokenAt() uint64 {
+	if x != nil {
+		return x.BrokenAt
 	}
 	return 0
 }
@@ -337,7 +1209,7 @@ type ListMitigationsRequest struct {
 
 func (x *ListMitigationsRequest) Reset() {
 	*x = ListMitigationsRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[4]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +1221,7 @@ func (x *ListMitigationsRequest) String() string {
 func (*ListMitigationsRequest) ProtoMessage() {}
 
 func (x *ListMitigationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[4]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +1234,7 @@ func (x *ListMitigationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMitigationsRequest.ProtoReflect.Descriptor instead.
 func (*ListMitigationsRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{4}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{18}
 }
 
 // ListMitigationsResponse lists the policy.
@@ -374,13 +1246,19 @@ type ListMitigationsResponse struct {
 	Mitigations []*MitigationSummary `protobuf:"bytes,2,rep,name=mitigations,proto3" json:"mitigations,omitempty"`
 	// Revision of the fixed-builds table; 0: none.
 	FixedBuildsRevision uint32 `protobuf:"varint,3,opt,name=fixed_builds_revision,json=fixedBuildsRevision,proto3" json:"fixed_builds_revision,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Version of the root.
+	RootVersion uint64 `protobuf:"varint,4,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
+	// When the targets metadata ends: a newer one must be signed and published before.
+	TargetsExpire *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=targets_expire,json=targetsExpire,proto3" json:"targets_expire,omitempty"`
+	// When the root ends.
+	RootExpires   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=root_expires,json=rootExpires,proto3" json:"root_expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListMitigationsResponse) Reset() {
 	*x = ListMitigationsResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[5]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +1270,7 @@ func (x *ListMitigationsResponse) String() string {
 func (*ListMitigationsResponse) ProtoMessage() {}
 
 func (x *ListMitigationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[5]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +1283,7 @@ func (x *ListMitigationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMitigationsResponse.ProtoReflect.Descriptor instead.
 func (*ListMitigationsResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{5}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListMitigationsResponse) GetPolicyVersion() uint64 {
@@ -429,6 +1307,27 @@ func (x *ListMitigationsResponse) GetFixedBuildsRevision() uint32 {
 	return 0
 }
 
+func (x *ListMitigationsResponse) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
+func (x *ListMitigationsResponse) GetTargetsExpire() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TargetsExpire
+	}
+	return nil
+}
+
+func (x *ListMitigationsResponse) GetRootExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RootExpires
+	}
+	return nil
+}
+
 // MitigationSummary is one revision in the policy.
 type MitigationSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -441,14 +1340,18 @@ type MitigationSummary struct {
 	// How many servers report which state for this mitigation at this revision.
 	Counts []*StateCount `protobuf:"bytes,4,rep,name=counts,proto3" json:"counts,omitempty"`
 	// Its source.
-	Content       []byte `protobuf:"bytes,5,opt,name=content,proto3" json:"content,omitempty"`
+	Content []byte `protobuf:"bytes,5,opt,name=content,proto3" json:"content,omitempty"`
+	// What the controller does with it.
+	Release Release `protobuf:"varint,6,opt,name=release,proto3,enum=stopgap.v1.Release" json:"release,omitempty"`
+	// Why, when somebody decided so.
+	ReleaseReason string `protobuf:"bytes,7,opt,name=release_reason,json=releaseReason,proto3" json:"release_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MitigationSummary) Reset() {
 	*x = MitigationSummary{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[6]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +1363,7 @@ func (x *MitigationSummary) String() string {
 func (*MitigationSummary) ProtoMessage() {}
 
 func (x *MitigationSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[6]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +1376,7 @@ func (x *MitigationSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MitigationSummary.ProtoReflect.Descriptor instead.
 func (*MitigationSummary) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{6}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MitigationSummary) GetMitigation() *Mitigation {
@@ -511,6 +1414,20 @@ func (x *MitigationSummary) GetContent() []byte {
 	return nil
 }
 
+func (x *MitigationSummary) GetRelease() Release {
+	if x != nil {
+		return x.Release
+	}
+	return Release_RELEASE_UNSPECIFIED
+}
+
+func (x *MitigationSummary) GetReleaseReason() string {
+	if x != nil {
+		return x.ReleaseReason
+	}
+	return ""
+}
+
 // StateCount counts servers in a state.
 type StateCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -524,7 +1441,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[7]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +1453,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[7]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +1466,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{7}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StateCount) GetState() OutcomeState {
@@ -581,21 +1498,27 @@ type Agent struct {
 	LastSeen *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	// Version of the agent.
 	AgentVersion string `protobuf:"bytes,6,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	// Policy version it holds.
+	// Version of the targets metadata it holds.
 	PolicyVersion uint64 `protobuf:"varint,7,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
-	// The last policy version it refused, and why.
+	// The timestamp version of the last policy update it refused, and why.
 	RefusedVersion uint64 `protobuf:"varint,8,opt,name=refused_version,json=refusedVersion,proto3" json:"refused_version,omitempty"`
 	// Why.
 	RefusedError string `protobuf:"bytes,9,opt,name=refused_error,json=refusedError,proto3" json:"refused_error,omitempty"`
 	// Standing warnings, the agent's own and the controller's about it.
-	Health        []*Health `protobuf:"bytes,10,rep,name=health,proto3" json:"health,omitempty"`
+	Health []*Health `protobuf:"bytes,10,rep,name=health,proto3" json:"health,omitempty"`
+	// Labels, from the token it enrolled with.
+	Labels map[string]string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// When its certificate ends.
+	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
+	// Revoked: since when, by whom and why; empty when it is not.
+	Revoked       string `protobuf:"bytes,13,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Agent) Reset() {
 	*x = Agent{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[8]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +1530,7 @@ func (x *Agent) String() string {
 func (*Agent) ProtoMessage() {}
 
 func (x *Agent) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[8]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +1543,7 @@ func (x *Agent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agent.ProtoReflect.Descriptor instead.
 func (*Agent) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{8}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Agent) GetId() string {
@@ -693,6 +1616,27 @@ func (x *Agent) GetHealth() []*Health {
 	return nil
 }
 
+func (x *Agent) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Agent) GetCertificateExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpires
+	}
+	return nil
+}
+
+func (x *Agent) GetRevoked() string {
+	if x != nil {
+		return x.Revoked
+	}
+	return ""
+}
+
 // ListAgentsRequest selects agents.
 type ListAgentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -704,7 +1648,7 @@ type ListAgentsRequest struct {
 
 func (x *ListAgentsRequest) Reset() {
 	*x = ListAgentsRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[9]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1660,7 @@ func (x *ListAgentsRequest) String() string {
 func (*ListAgentsRequest) ProtoMessage() {}
 
 func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[9]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1673,7 @@ func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
 func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{9}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListAgentsRequest) GetOrganisation() string {
@@ -750,7 +1694,7 @@ type ListAgentsResponse struct {
 
 func (x *ListAgentsResponse) Reset() {
 	*x = ListAgentsResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[10]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +1706,7 @@ func (x *ListAgentsResponse) String() string {
 func (*ListAgentsResponse) ProtoMessage() {}
 
 func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[10]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +1719,7 @@ func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
 func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{10}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListAgentsResponse) GetAgent() *Agent {
@@ -796,7 +1740,7 @@ type GetAgentRequest struct {
 
 func (x *GetAgentRequest) Reset() {
 	*x = GetAgentRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[11]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1752,7 @@ func (x *GetAgentRequest) String() string {
 func (*GetAgentRequest) ProtoMessage() {}
 
 func (x *GetAgentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[11]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1765,7 @@ func (x *GetAgentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentRequest.ProtoReflect.Descriptor instead.
 func (*GetAgentRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{11}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetAgentRequest) GetId() string {
@@ -844,7 +1788,7 @@ type GetAgentResponse struct {
 
 func (x *GetAgentResponse) Reset() {
 	*x = GetAgentResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[12]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1800,7 @@ func (x *GetAgentResponse) String() string {
 func (*GetAgentResponse) ProtoMessage() {}
 
 func (x *GetAgentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[12]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1813,7 @@ func (x *GetAgentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAgentResponse.ProtoReflect.Descriptor instead.
 func (*GetAgentResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{12}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetAgentResponse) GetAgent() *Agent {
@@ -909,7 +1853,7 @@ type OutcomeRecord struct {
 
 func (x *OutcomeRecord) Reset() {
 	*x = OutcomeRecord{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[13]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1865,7 @@ func (x *OutcomeRecord) String() string {
 func (*OutcomeRecord) ProtoMessage() {}
 
 func (x *OutcomeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[13]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1878,7 @@ func (x *OutcomeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeRecord.ProtoReflect.Descriptor instead.
 func (*OutcomeRecord) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{13}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OutcomeRecord) GetAgentId() string {
@@ -999,7 +1943,7 @@ type ListOutcomesRequest struct {
 
 func (x *ListOutcomesRequest) Reset() {
 	*x = ListOutcomesRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[14]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1955,7 @@ func (x *ListOutcomesRequest) String() string {
 func (*ListOutcomesRequest) ProtoMessage() {}
 
 func (x *ListOutcomesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[14]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1968,7 @@ func (x *ListOutcomesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOutcomesRequest.ProtoReflect.Descriptor instead.
 func (*ListOutcomesRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{14}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListOutcomesRequest) GetMitigation() string {
@@ -1054,7 +1998,7 @@ type ListOutcomesResponse struct {
 
 func (x *ListOutcomesResponse) Reset() {
 	*x = ListOutcomesResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[15]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +2010,7 @@ func (x *ListOutcomesResponse) String() string {
 func (*ListOutcomesResponse) ProtoMessage() {}
 
 func (x *ListOutcomesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[15]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +2023,7 @@ func (x *ListOutcomesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOutcomesResponse.ProtoReflect.Descriptor instead.
 func (*ListOutcomesResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{15}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListOutcomesResponse) GetRecord() *OutcomeRecord {
@@ -1107,7 +2051,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[16]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +2063,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[16]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +2076,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{16}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchRequest) GetAfterRevision() uint64 {
@@ -1155,7 +2099,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[17]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +2111,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[17]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +2124,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{17}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -1208,7 +2152,7 @@ type RecheckRequest struct {
 
 func (x *RecheckRequest) Reset() {
 	*x = RecheckRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[18]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +2164,7 @@ func (x *RecheckRequest) String() string {
 func (*RecheckRequest) ProtoMessage() {}
 
 func (x *RecheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[18]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +2177,7 @@ func (x *RecheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecheckRequest.ProtoReflect.Descriptor instead.
 func (*RecheckRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{18}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RecheckRequest) GetId() string {
@@ -1254,7 +2198,7 @@ type RecheckResponse struct {
 
 func (x *RecheckResponse) Reset() {
 	*x = RecheckResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[19]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +2210,7 @@ func (x *RecheckResponse) String() string {
 func (*RecheckResponse) ProtoMessage() {}
 
 func (x *RecheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[19]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +2223,7 @@ func (x *RecheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecheckResponse.ProtoReflect.Descriptor instead.
 func (*RecheckResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{19}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RecheckResponse) GetAsked() uint32 {
@@ -1294,30 +2238,92 @@ var File_stopgap_v1_fleet_proto protoreflect.FileDescriptor
 const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/fleet.proto\x12\n" +
-	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\x1a\x16stopgap/v1/types.proto\"g\n" +
+	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\x1a\x16stopgap/v1/types.proto\">\n" +
 	"\x0ePublishRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\x12'\n" +
-	"\x0fminimum_version\x18\x03 \x01(\x04R\x0eminimumVersion\"\xab\x01\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\xce\x01\n" +
 	"\x0fPublishResponse\x12%\n" +
 	"\x0epolicy_version\x18\x01 \x01(\x04R\rpolicyVersion\x12\x18\n" +
 	"\achanges\x18\x02 \x03(\tR\achanges\x12!\n" +
 	"\fagents_ahead\x18\x03 \x01(\rR\vagentsAhead\x124\n" +
-	"\x16newest_claimed_version\x18\x04 \x01(\x04R\x14newestClaimedVersion\"M\n" +
-	"\x0fWithdrawRequest\x12\x1e\n" +
+	"\x16newest_claimed_version\x18\x04 \x01(\x04R\x14newestClaimedVersion\x12!\n" +
+	"\froot_version\x18\x05 \x01(\x04R\vrootVersion\"\x96\x01\n" +
+	"\x11SetReleaseRequest\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +
 	"mitigation\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\rR\brevision\"X\n" +
-	"\x10WithdrawResponse\x12%\n" +
-	"\x0epolicy_version\x18\x01 \x01(\x04R\rpolicyVersion\x12\x1d\n" +
+	"\brevision\x18\x02 \x01(\rR\brevision\x12-\n" +
+	"\arelease\x18\x03 \x01(\x0e2\x13.stopgap.v1.ReleaseR\arelease\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"3\n" +
+	"\x12SetReleaseResponse\x12\x1d\n" +
 	"\n" +
-	"applied_on\x18\x02 \x01(\rR\tappliedOn\"\x18\n" +
-	"\x16ListMitigationsRequest\"\xb5\x01\n" +
+	"applied_on\x18\x01 \x01(\rR\tappliedOn\"\x9b\x02\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1b\n" +
+	"\tuses_left\x18\x03 \x01(\rR\busesLeft\x125\n" +
+	"\x06labels\x18\x04 \x03(\v2\x1d.stopgap.v1.Token.LabelsEntryR\x06labels\x12\x19\n" +
+	"\bagent_id\x18\x05 \x01(\tR\aagentId\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x06 \x01(\tR\tcreatedBy\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc8\x01\n" +
+	"\x12CreateTokenRequest\x12\x1f\n" +
+	"\vttl_seconds\x18\x01 \x01(\rR\n" +
+	"ttlSeconds\x12\x12\n" +
+	"\x04uses\x18\x02 \x01(\rR\x04uses\x12B\n" +
+	"\x06labels\x18\x03 \x03(\v2*.stopgap.v1.CreateTokenRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
+	"\x13CreateTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12%\n" +
+	"\x04info\x18\x02 \x01(\v2\x11.stopgap.v1.TokenR\x04info\"\x13\n" +
+	"\x11ListTokensRequest\"?\n" +
+	"\x12ListTokensResponse\x12)\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x11.stopgap.v1.TokenR\x06tokens\"$\n" +
+	"\x12RevokeTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeTokenResponse\"<\n" +
+	"\x12RevokeAgentRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"U\n" +
+	"\x13RevokeAgentResponse\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12#\n" +
+	"\rwas_connected\x18\x02 \x01(\bR\fwasConnected\"G\n" +
+	"\x14ReenrollAgentRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vttl_seconds\x18\x02 \x01(\rR\n" +
+	"ttlSeconds\"H\n" +
+	"\x15ReenrollAgentResponse\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\xcc\x01\n" +
+	"\n" +
+	"AuditEntry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x18\n" +
+	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x12\n" +
+	"\x04hash\x18\a \x01(\fR\x04hash\"(\n" +
+	"\x10ListAuditRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\"\x83\x01\n" +
+	"\x11ListAuditResponse\x120\n" +
+	"\aentries\x18\x01 \x03(\v2\x16.stopgap.v1.AuditEntryR\aentries\x12\x1f\n" +
+	"\vchain_holds\x18\x02 \x01(\bR\n" +
+	"chainHolds\x12\x1b\n" +
+	"\tbroken_at\x18\x03 \x01(\x04R\bbrokenAt\"\x18\n" +
+	"\x16ListMitigationsRequest\"\xda\x02\n" +
 	"\x17ListMitigationsResponse\x12%\n" +
 	"\x0epolicy_version\x18\x01 \x01(\x04R\rpolicyVersion\x12?\n" +
 	"\vmitigations\x18\x02 \x03(\v2\x1d.stopgap.v1.MitigationSummaryR\vmitigations\x122\n" +
-	"\x15fixed_builds_revision\x18\x03 \x01(\rR\x13fixedBuildsRevision\"\xc9\x01\n" +
+	"\x15fixed_builds_revision\x18\x03 \x01(\rR\x13fixedBuildsRevision\x12!\n" +
+	"\froot_version\x18\x04 \x01(\x04R\vrootVersion\x12A\n" +
+	"\x0etargets_expire\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\rtargetsExpire\x12=\n" +
+	"\froot_expires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrootExpires\"\x9f\x02\n" +
 	"\x11MitigationSummary\x126\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\v2\x16.stopgap.v1.MitigationR\n" +
@@ -1325,11 +2331,13 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x1a\n" +
 	"\bassigned\x18\x03 \x01(\bR\bassigned\x12.\n" +
 	"\x06counts\x18\x04 \x03(\v2\x16.stopgap.v1.StateCountR\x06counts\x12\x18\n" +
-	"\acontent\x18\x05 \x01(\fR\acontent\"R\n" +
+	"\acontent\x18\x05 \x01(\fR\acontent\x12-\n" +
+	"\arelease\x18\x06 \x01(\x0e2\x13.stopgap.v1.ReleaseR\arelease\x12%\n" +
+	"\x0erelease_reason\x18\a \x01(\tR\rreleaseReason\"R\n" +
 	"\n" +
 	"StateCount\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.stopgap.v1.OutcomeStateR\x05state\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\x85\x03\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xde\x04\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
@@ -1341,7 +2349,13 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x0frefused_version\x18\b \x01(\x04R\x0erefusedVersion\x12#\n" +
 	"\rrefused_error\x18\t \x01(\tR\frefusedError\x12*\n" +
 	"\x06health\x18\n" +
-	" \x03(\v2\x12.stopgap.v1.HealthR\x06health\"7\n" +
+	" \x03(\v2\x12.stopgap.v1.HealthR\x06health\x125\n" +
+	"\x06labels\x18\v \x03(\v2\x1d.stopgap.v1.Agent.LabelsEntryR\x06labels\x12K\n" +
+	"\x13certificate_expires\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12\x18\n" +
+	"\arevoked\x18\r \x01(\tR\arevoked\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
 	"\x11ListAgentsRequest\x12\"\n" +
 	"\forganisation\x18\x01 \x01(\tR\forganisation\"=\n" +
 	"\x12ListAgentsResponse\x12'\n" +
@@ -1377,22 +2391,35 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x0eRecheckRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"'\n" +
 	"\x0fRecheckResponse\x12\x14\n" +
-	"\x05asked\x18\x01 \x01(\rR\x05asked*c\n" +
+	"\x05asked\x18\x01 \x01(\rR\x05asked*`\n" +
+	"\aRelease\x12\x17\n" +
+	"\x13RELEASE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10RELEASE_RELEASED\x10\x01\x12\x10\n" +
+	"\fRELEASE_HELD\x10\x02\x12\x14\n" +
+	"\x10RELEASE_REVERTED\x10\x03*c\n" +
 	"\bPresence\x12\x18\n" +
 	"\x14PRESENCE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PRESENCE_CONNECTED\x10\x01\x12\x12\n" +
 	"\x0ePRESENCE_STALE\x10\x02\x12\x11\n" +
-	"\rPRESENCE_LOST\x10\x032\xe6\x04\n" +
+	"\rPRESENCE_LOST\x10\x032\xc9\b\n" +
 	"\fFleetService\x12D\n" +
-	"\aPublish\x12\x1a.stopgap.v1.PublishRequest\x1a\x1b.stopgap.v1.PublishResponse(\x01\x12E\n" +
-	"\bWithdraw\x12\x1b.stopgap.v1.WithdrawRequest\x1a\x1c.stopgap.v1.WithdrawResponse\x12Z\n" +
+	"\aPublish\x12\x1a.stopgap.v1.PublishRequest\x1a\x1b.stopgap.v1.PublishResponse(\x01\x12K\n" +
+	"\n" +
+	"SetRelease\x12\x1d.stopgap.v1.SetReleaseRequest\x1a\x1e.stopgap.v1.SetReleaseResponse\x12Z\n" +
 	"\x0fListMitigations\x12\".stopgap.v1.ListMitigationsRequest\x1a#.stopgap.v1.ListMitigationsResponse\x12M\n" +
 	"\n" +
 	"ListAgents\x12\x1d.stopgap.v1.ListAgentsRequest\x1a\x1e.stopgap.v1.ListAgentsResponse0\x01\x12E\n" +
 	"\bGetAgent\x12\x1b.stopgap.v1.GetAgentRequest\x1a\x1c.stopgap.v1.GetAgentResponse\x12S\n" +
 	"\fListOutcomes\x12\x1f.stopgap.v1.ListOutcomesRequest\x1a .stopgap.v1.ListOutcomesResponse0\x01\x12>\n" +
 	"\x05Watch\x12\x18.stopgap.v1.WatchRequest\x1a\x19.stopgap.v1.WatchResponse0\x01\x12B\n" +
-	"\aRecheck\x12\x1a.stopgap.v1.RecheckRequest\x1a\x1b.stopgap.v1.RecheckResponseB:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
+	"\aRecheck\x12\x1a.stopgap.v1.RecheckRequest\x1a\x1b.stopgap.v1.RecheckResponse\x12N\n" +
+	"\vCreateToken\x12\x1e.stopgap.v1.CreateTokenRequest\x1a\x1f.stopgap.v1.CreateTokenResponse\x12K\n" +
+	"\n" +
+	"ListTokens\x12\x1d.stopgap.v1.ListTokensRequest\x1a\x1e.stopgap.v1.ListTokensResponse\x12N\n" +
+	"\vRevokeToken\x12\x1e.stopgap.v1.RevokeTokenRequest\x1a\x1f.stopgap.v1.RevokeTokenResponse\x12N\n" +
+	"\vRevokeAgent\x12\x1e.stopgap.v1.RevokeAgentRequest\x1a\x1f.stopgap.v1.RevokeAgentResponse\x12T\n" +
+	"\rReenrollAgent\x12 .stopgap.v1.ReenrollAgentRequest\x1a!.stopgap.v1.ReenrollAgentResponse\x12H\n" +
+	"\tListAudit\x12\x1c.stopgap.v1.ListAuditRequest\x1a\x1d.stopgap.v1.ListAuditResponseB:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
 
 var (
 	file_stopgap_v1_fleet_proto_rawDescOnce sync.Once
@@ -1406,75 +2433,118 @@ func file_stopgap_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_stopgap_v1_fleet_proto_rawDescData
 }
 
-var file_stopgap_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stopgap_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_stopgap_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_stopgap_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_stopgap_v1_fleet_proto_goTypes = []any{
-	(Presence)(0),                   // 0: stopgap.v1.Presence
-	(*PublishRequest)(nil),          // 1: stopgap.v1.PublishRequest
-	(*PublishResponse)(nil),         // 2: stopgap.v1.PublishResponse
-	(*WithdrawRequest)(nil),         // 3: stopgap.v1.WithdrawRequest
-	(*WithdrawResponse)(nil),        // 4: stopgap.v1.WithdrawResponse
-	(*ListMitigationsRequest)(nil),  // 5: stopgap.v1.ListMitigationsRequest
-	(*ListMitigationsResponse)(nil), // 6: stopgap.v1.ListMitigationsResponse
-	(*MitigationSummary)(nil),       // 7: stopgap.v1.MitigationSummary
-	(*StateCount)(nil),              // 8: stopgap.v1.StateCount
-	(*Agent)(nil),                   // 9: stopgap.v1.Agent
-	(*ListAgentsRequest)(nil),       // 10: stopgap.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),      // 11: stopgap.v1.ListAgentsResponse
-	(*GetAgentRequest)(nil),         // 12: stopgap.v1.GetAgentRequest
-	(*GetAgentResponse)(nil),        // 13: stopgap.v1.GetAgentResponse
-	(*OutcomeRecord)(nil),           // 14: stopgap.v1.OutcomeRecord
-	(*ListOutcomesRequest)(nil),     // 15: stopgap.v1.ListOutcomesRequest
-	(*ListOutcomesResponse)(nil),    // 16: stopgap.v1.ListOutcomesResponse
-	(*WatchRequest)(nil),            // 17: stopgap.v1.WatchRequest
-	(*WatchResponse)(nil),           // 18: stopgap.v1.WatchResponse
-	(*RecheckRequest)(nil),          // 19: stopgap.v1.RecheckRequest
-	(*RecheckResponse)(nil),         // 20: stopgap.v1.RecheckResponse
-	(*Mitigation)(nil),              // 21: stopgap.v1.Mitigation
-	(OutcomeState)(0),               // 22: stopgap.v1.OutcomeState
-	(*Facts)(nil),                   // 23: stopgap.v1.Facts
-	(*timestamppb.Timestamp)(nil),   // 24: google.protobuf.Timestamp
-	(*Health)(nil),                  // 25: stopgap.v1.Health
-	(*Outcome)(nil),                 // 26: stopgap.v1.Outcome
+	(Release)(0),                    // 0: stopgap.v1.Release
+	(Presence)(0),                   // 1: stopgap.v1.Presence
+	(*PublishRequest)(nil),          // 2: stopgap.v1.PublishRequest
+	(*PublishResponse)(nil),         // 3: stopgap.v1.PublishResponse
+	(*SetReleaseRequest)(nil),       // 4: stopgap.v1.SetReleaseRequest
+	(*SetReleaseResponse)(nil),      // 5: stopgap.v1.SetReleaseResponse
+	(*Token)(nil),                   // 6: stopgap.v1.Token
+	(*CreateTokenRequest)(nil),      // 7: stopgap.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 8: stopgap.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 9: stopgap.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 10: stopgap.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 11: stopgap.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 12: stopgap.v1.RevokeTokenResponse
+	(*RevokeAgentRequest)(nil),      // 13: stopgap.v1.RevokeAgentRequest
+	(*RevokeAgentResponse)(nil),     // 14: stopgap.v1.RevokeAgentResponse
+	(*ReenrollAgentRequest)(nil),    // 15: stopgap.v1.ReenrollAgentRequest
+	(*ReenrollAgentResponse)(nil),   // 16: stopgap.v1.ReenrollAgentResponse
+	(*AuditEntry)(nil),              // 17: stopgap.v1.AuditEntry
+	(*ListAuditRequest)(nil),        // 18: stopgap.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 19: stopgap.v1.ListAuditResponse
+	(*ListMitigationsRequest)(nil),  // 20: stopgap.v1.ListMitigationsRequest
+	(*ListMitigationsResponse)(nil), // 21: stopgap.v1.ListMitigationsResponse
+	(*MitigationSummary)(nil),       // 22: stopgap.v1.MitigationSummary
+	(*StateCount)(nil),              // 23: stopgap.v1.StateCount
+	(*Agent)(nil),                   // 24: stopgap.v1.Agent
+	(*ListAgentsRequest)(nil),       // 25: stopgap.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),      // 26: stopgap.v1.ListAgentsResponse
+	(*GetAgentRequest)(nil),         // 27: stopgap.v1.GetAgentRequest
+	(*GetAgentResponse)(nil),        // 28: stopgap.v1.GetAgentResponse
+	(*OutcomeRecord)(nil),           // 29: stopgap.v1.OutcomeRecord
+	(*ListOutcomesRequest)(nil),     // 30: stopgap.v1.ListOutcomesRequest
+	(*ListOutcomesResponse)(nil),    // 31: stopgap.v1.ListOutcomesResponse
+	(*WatchRequest)(nil),            // 32: stopgap.v1.WatchRequest
+	(*WatchResponse)(nil),           // 33: stopgap.v1.WatchResponse
+	(*RecheckRequest)(nil),          // 34: stopgap.v1.RecheckRequest
+	(*RecheckResponse)(nil),         // 35: stopgap.v1.RecheckResponse
+	nil,                             // 36: stopgap.v1.Token.LabelsEntry
+	nil,                             // 37: stopgap.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 38: stopgap.v1.Agent.LabelsEntry
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*Mitigation)(nil),              // 40: stopgap.v1.Mitigation
+	(OutcomeState)(0),               // 41: stopgap.v1.OutcomeState
+	(*Facts)(nil),                   // 42: stopgap.v1.Facts
+	(*Health)(nil),                  // 43: stopgap.v1.Health
+	(*Outcome)(nil),                 // 44: stopgap.v1.Outcome
 }
 var file_stopgap_v1_fleet_proto_depIdxs = []int32{
-	7,  // 0: stopgap.v1.ListMitigationsResponse.mitigations:type_name -> stopgap.v1.MitigationSummary
-	21, // 1: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
-	8,  // 2: stopgap.v1.MitigationSummary.counts:type_name -> stopgap.v1.StateCount
-	22, // 3: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
-	23, // 4: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
-	0,  // 5: stopgap.v1.Agent.presence:type_name -> stopgap.v1.Presence
-	24, // 6: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	25, // 7: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
-	9,  // 8: stopgap.v1.ListAgentsResponse.agent:type_name -> stopgap.v1.Agent
-	9,  // 9: stopgap.v1.GetAgentResponse.agent:type_name -> stopgap.v1.Agent
-	14, // 10: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
-	26, // 11: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
-	24, // 12: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
-	22, // 13: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
-	14, // 14: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
-	14, // 15: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
-	1,  // 16: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
-	3,  // 17: stopgap.v1.FleetService.Withdraw:input_type -> stopgap.v1.WithdrawRequest
-	5,  // 18: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
-	10, // 19: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
-	12, // 20: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
-	15, // 21: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
-	17, // 22: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
-	19, // 23: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
-	2,  // 24: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
-	4,  // 25: stopgap.v1.FleetService.Withdraw:output_type -> stopgap.v1.WithdrawResponse
-	6,  // 26: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
-	11, // 27: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
-	13, // 28: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
-	16, // 29: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
-	18, // 30: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
-	20, // 31: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	0,  // 0: stopgap.v1.SetReleaseRequest.release:type_name -> stopgap.v1.Release
+	39, // 1: stopgap.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	36, // 2: stopgap.v1.Token.labels:type_name -> stopgap.v1.Token.LabelsEntry
+	37, // 3: stopgap.v1.CreateTokenRequest.labels:type_name -> stopgap.v1.CreateTokenRequest.LabelsEntry
+	6,  // 4: stopgap.v1.CreateTokenResponse.info:type_name -> stopgap.v1.Token
+	6,  // 5: stopgap.v1.ListTokensResponse.tokens:type_name -> stopgap.v1.Token
+	39, // 6: stopgap.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	17, // 7: stopgap.v1.ListAuditResponse.entries:type_name -> stopgap.v1.AuditEntry
+	22, // 8: stopgap.v1.ListMitigationsResponse.mitigations:type_name -> stopgap.v1.MitigationSummary
+	39, // 9: stopgap.v1.ListMitigationsResponse.targets_expire:type_name -> google.protobuf.Timestamp
+	39, // 10: stopgap.v1.ListMitigationsResponse.root_expires:type_name -> google.protobuf.Timestamp
+	40, // 11: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
+	23, // 12: stopgap.v1.MitigationSummary.counts:type_name -> stopgap.v1.StateCount
+	0,  // 13: stopgap.v1.MitigationSummary.release:type_name -> stopgap.v1.Release
+	41, // 14: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
+	42, // 15: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
+	1,  // 16: stopgap.v1.Agent.presence:type_name -> stopgap.v1.Presence
+	39, // 17: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	43, // 18: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
+	38, // 19: stopgap.v1.Agent.labels:type_name -> stopgap.v1.Agent.LabelsEntry
+	39, // 20: stopgap.v1.Agent.certificate_expires:type_name -> google.protobuf.Timestamp
+	24, // 21: stopgap.v1.ListAgentsResponse.agent:type_name -> stopgap.v1.Agent
+	24, // 22: stopgap.v1.GetAgentResponse.agent:type_name -> stopgap.v1.Agent
+	29, // 23: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
+	44, // 24: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
+	39, // 25: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
+	41, // 26: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
+	29, // 27: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
+	29, // 28: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
+	2,  // 29: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
+	4,  // 30: stopgap.v1.FleetService.SetRelease:input_type -> stopgap.v1.SetReleaseRequest
+	20, // 31: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
+	25, // 32: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
+	27, // 33: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
+	30, // 34: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
+	32, // 35: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
+	34, // 36: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
+	7,  // 37: stopgap.v1.FleetService.CreateToken:input_type -> stopgap.v1.CreateTokenRequest
+	9,  // 38: stopgap.v1.FleetService.ListTokens:input_type -> stopgap.v1.ListTokensRequest
+	11, // 39: stopgap.v1.FleetService.RevokeToken:input_type -> stopgap.v1.RevokeTokenRequest
+	13, // 40: stopgap.v1.FleetService.RevokeAgent:input_type -> stopgap.v1.RevokeAgentRequest
+	15, // 41: stopgap.v1.FleetService.ReenrollAgent:input_type -> stopgap.v1.ReenrollAgentRequest
+	18, // 42: stopgap.v1.FleetService.ListAudit:input_type -> stopgap.v1.ListAuditRequest
+	3,  // 43: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
+	5,  // 44: stopgap.v1.FleetService.SetRelease:output_type -> stopgap.v1.SetReleaseResponse
+	21, // 45: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
+	26, // 46: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
+	28, // 47: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
+	31, // 48: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
+	33, // 49: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
+	35, // 50: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
+	8,  // 51: stopgap.v1.FleetService.CreateToken:output_type -> stopgap.v1.CreateTokenResponse
+	10, // 52: stopgap.v1.FleetService.ListTokens:output_type -> stopgap.v1.ListTokensResponse
+	12, // 53: stopgap.v1.FleetService.RevokeToken:output_type -> stopgap.v1.RevokeTokenResponse
+	14, // 54: stopgap.v1.FleetService.RevokeAgent:output_type -> stopgap.v1.RevokeAgentResponse
+	16, // 55: stopgap.v1.FleetService.ReenrollAgent:output_type -> stopgap.v1.ReenrollAgentResponse
+	19, // 56: stopgap.v1.FleetService.ListAudit:output_type -> stopgap.v1.ListAuditResponse
+	43, // [43:57] is the sub-list for method output_type
+	29, // [29:43] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_stopgap_v1_fleet_proto_init() }
@@ -1489,8 +2559,8 @@ func file_stopgap_v1_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stopgap_v1_fleet_proto_rawDesc), len(file_stopgap_v1_fleet_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   20,
+			NumEnums:      2,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,13 +22,19 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	FleetService_Publish_FullMethodName         = "/stopgap.v1.FleetService/Publish"
-	FleetService_Withdraw_FullMethodName        = "/stopgap.v1.FleetService/Withdraw"
+	FleetService_SetRelease_FullMethodName      = "/stopgap.v1.FleetService/SetRelease"
 	FleetService_ListMitigations_FullMethodName = "/stopgap.v1.FleetService/ListMitigations"
 	FleetService_ListAgents_FullMethodName      = "/stopgap.v1.FleetService/ListAgents"
 	FleetService_GetAgent_FullMethodName        = "/stopgap.v1.FleetService/GetAgent"
 	FleetService_ListOutcomes_FullMethodName    = "/stopgap.v1.FleetService/ListOutcomes"
 	FleetService_Watch_FullMethodName           = "/stopgap.v1.FleetService/Watch"
 	FleetService_Recheck_FullMethodName         = "/stopgap.v1.FleetService/Recheck"
+	FleetService_CreateToken_FullMethodName     = "/stopgap.v1.FleetService/CreateToken"
+	FleetService_ListTokens_FullMethodName      = "/stopgap.v1.FleetService/ListTokens"
+	FleetService_RevokeToken_FullMethodName     = "/stopgap.v1.FleetService/RevokeToken"
+	FleetService_RevokeAgent_FullMethodName     = "/stopgap.v1.FleetService/RevokeAgent"
+	FleetService_ReenrollAgent_FullMethodName   = "/stopgap.v1.FleetService/ReenrollAgent"
+	FleetService_ListAudit_FullMethodName       = "/stopgap.v1.FleetService/ListAudit"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -37,13 +43,15 @@ const (
 //
 // FleetService is called by operators, with a client certificate that `stopgap-controller init` issued.
 type FleetServiceClient interface {
-	// Publish puts documents into the policy, all or none. Each is checked again as `mitigation lint` does. A published
-	// revision never changes: the same bytes again are no change, other bytes are refused.
-	// Errors: INVALID_ARGUMENT (every problem with file, line and column), ALREADY_EXISTS, RESOURCE_EXHAUSTED.
+	// Publish hands over a signed policy directory: roots, targets metadata and documents. The controller verifies all of it
+	// before it stores any. The first root a controller ever sees is taken on an admin's word; later ones must be signed by
+	// the root before. Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the
+	// first root from somebody who is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other
+	// online keys), ALREADY_EXISTS (the same version or revision with other content), RESOURCE_EXHAUSTED.
 	Publish(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PublishRequest, PublishResponse], error)
-	// Withdraw takes one revision out of the policy; servers on which it is applied revert it, or go back to the next
-	// lower revision that is still in the policy. Errors: NOT_FOUND.
-	Withdraw(ctx context.Context, in *WithdrawRequest, opts ...grpc.CallOption) (*WithdrawResponse, error)
+	// SetRelease releases a revision, holds it back from servers that don't have it, or asks agents to take it off, which they
+	// do only as far as signed policy permits. Errors: NOT_FOUND (not in policy).
+	SetRelease(ctx context.Context, in *SetReleaseRequest, opts ...grpc.CallOption) (*SetReleaseResponse, error)
 	// ListMitigations lists what is in the policy, with how many servers are in which state.
 	ListMitigations(ctx context.Context, in *ListMitigationsRequest, opts ...grpc.CallOption) (*ListMitigationsResponse, error)
 	// ListAgents lists every known server.
@@ -58,6 +66,21 @@ type FleetServiceClient interface {
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
 	Recheck(ctx context.Context, in *RecheckRequest, opts ...grpc.CallOption) (*RecheckResponse, error)
+	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT,
+	// FAILED_PRECONDITION (no policy was published yet, so that there is no root to name), NOT_FOUND (agent).
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// ListTokens lists the tokens that can still be used; not their secrets, which nobody has.
+	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
+	// RevokeToken takes a token back. Errors: NOT_FOUND.
+	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server
+	// stays. Errors: NOT_FOUND.
+	RevokeAgent(ctx context.Context, in *RevokeAgentRequest, opts ...grpc.CallOption) (*RevokeAgentResponse, error)
+	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
+	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
+	ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error)
+	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
+	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 }
 
 type fleetServiceClient struct {
@@ -81,10 +104,10 @@ func (c *fleetServiceClient) Publish(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_PublishClient = grpc.ClientStreamingClient[PublishRequest, PublishResponse]
 
-func (c *fleetServiceClient) Withdraw(ctx context.Context, in *WithdrawRequest, opts ...grpc.CallOption) (*WithdrawResponse, error) {
+func (c *fleetServiceClient) SetRelease(ctx context.Context, in *SetReleaseRequest, opts ...grpc.CallOption) (*SetReleaseResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(WithdrawResponse)
-	err := c.cc.Invoke(ctx, FleetService_Withdraw_FullMethodName, in, out, cOpts...)
+	out := new(SetReleaseResponse)
+	err := c.cc.Invoke(ctx, FleetService_SetRelease_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -178,19 +201,81 @@ func (c *fleetServiceClient) Recheck(ctx context.Context, in *RecheckRequest, op
 	return out, nil
 }
 
+func (c *fleetServiceClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateTokenResponse)
+	err := c.cc.Invoke(ctx, FleetService_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListTokensResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeTokenResponse)
+	err := c.cc.Invoke(ctx, FleetService_RevokeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) RevokeAgent(ctx context.Context, in *RevokeAgentRequest, opts ...grpc.CallOption) (*RevokeAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeAgentResponse)
+	err := c.cc.Invoke(ctx, FleetService_RevokeAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReenrollAgentResponse)
+	err := c.cc.Invoke(ctx, FleetService_ReenrollAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // FleetServiceServer is the server API for FleetService service.
 // All implementations must embed UnimplementedFleetServiceServer
 // for forward compatibility.
 //
 // FleetService is called by operators, with a client certificate that `stopgap-controller init` issued.
 type FleetServiceServer interface {
-	// Publish puts documents into the policy, all or none. Each is checked again as `mitigation lint` does. A published
-	// revision never changes: the same bytes again are no change, other bytes are refused.
-	// Errors: INVALID_ARGUMENT (every problem with file, line and column), ALREADY_EXISTS, RESOURCE_EXHAUSTED.
+	// Publish hands over a signed policy directory: roots, targets metadata and documents. The controller verifies all of it
+	// before it stores any. The first root a controller ever sees is taken on an admin's word; later ones must be signed by
+	// the root before. Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the
+	// first root from somebody who is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other
+	// online keys), ALREADY_EXISTS (the same version or revision with other content), RESOURCE_EXHAUSTED.
 	Publish(grpc.ClientStreamingServer[PublishRequest, PublishResponse]) error
-	// Withdraw takes one revision out of the policy; servers on which it is applied revert it, or go back to the next
-	// lower revision that is still in the policy. Errors: NOT_FOUND.
-	Withdraw(context.Context, *WithdrawRequest) (*WithdrawResponse, error)
+	// SetRelease releases a revision, holds it back from servers that don't have it, or asks agents to take it off, which they
+	// do only as far as signed policy permits. Errors: NOT_FOUND (not in policy).
+	SetRelease(context.Context, *SetReleaseRequest) (*SetReleaseResponse, error)
 	// ListMitigations lists what is in the policy, with how many servers are in which state.
 	ListMitigations(context.Context, *ListMitigationsRequest) (*ListMitigationsResponse, error)
 	// ListAgents lists every known server.
@@ -205,6 +290,21 @@ type FleetServiceServer interface {
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
 	Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error)
+	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT,
+	// FAILED_PRECONDITION (no policy was published yet, so that there is no root to name), NOT_FOUND (agent).
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// ListTokens lists the tokens that can still be used; not their secrets, which nobody has.
+	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
+	// RevokeToken takes a token back. Errors: NOT_FOUND.
+	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server
+	// stays. Errors: NOT_FOUND.
+	RevokeAgent(context.Context, *RevokeAgentRequest) (*RevokeAgentResponse, error)
+	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
+	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
+	ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error)
+	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
+	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
 
@@ -218,8 +318,8 @@ type UnimplementedFleetServiceServer struct{}
 func (UnimplementedFleetServiceServer) Publish(grpc.ClientStreamingServer[PublishRequest, PublishResponse]) error {
 	return status.Error(codes.Unimplemented, "method Publish not implemented")
 }
-func (UnimplementedFleetServiceServer) Withdraw(context.Context, *WithdrawRequest) (*WithdrawResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Withdraw not implemented")
+func (UnimplementedFleetServiceServer) SetRelease(context.Context, *SetReleaseRequest) (*SetReleaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRelease not implemented")
 }
 func (UnimplementedFleetServiceServer) ListMitigations(context.Context, *ListMitigationsRequest) (*ListMitigationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListMitigations not implemented")
@@ -238,6 +338,24 @@ func (UnimplementedFleetServiceServer) Watch(*WatchRequest, grpc.ServerStreaming
 }
 func (UnimplementedFleetServiceServer) Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Recheck not implemented")
+}
+func (UnimplementedFleetServiceServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedFleetServiceServer) ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListTokens not implemented")
+}
+func (UnimplementedFleetServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedFleetServiceServer) RevokeAgent(context.Context, *RevokeAgentRequest) (*RevokeAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeAgent not implemented")
+}
+func (UnimplementedFleetServiceServer) ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReenrollAgent not implemented")
+}
+func (UnimplementedFleetServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
 }
 func (UnimplementedFleetServiceServer) mustEmbedUnimplementedFleetServiceServer() {}
 func (UnimplementedFleetServiceServer) testEmbeddedByValue()                      {}
@@ -267,20 +385,20 @@ func _FleetService_Publish_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_PublishServer = grpc.ClientStreamingServer[PublishRequest, PublishResponse]
 
-func _FleetService_Withdraw_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(WithdrawRequest)
+func _FleetService_SetRelease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetReleaseRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(FleetServiceServer).Withdraw(ctx, in)
+		return srv.(FleetServiceServer).SetRelease(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: FleetService_Withdraw_FullMethodName,
+		FullMethod: FleetService_SetRelease_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).Withdraw(ctx, req.(*WithdrawRequest))
+		return srv.(FleetServiceServer).SetRelease(ctx, req.(*SetReleaseRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -372,6 +490,114 @@ func _FleetService_Recheck_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).CreateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_CreateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListTokens(ctx, req.(*ListTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_RevokeToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).RevokeToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_RevokeToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).RevokeToken(ctx, req.(*RevokeTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_RevokeAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).RevokeAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_RevokeAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).RevokeAgent(ctx, req.(*RevokeAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ReenrollAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReenrollAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ReenrollAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ReenrollAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ReenrollAgent(ctx, req.(*ReenrollAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListAudit(ctx, req.(*ListAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // FleetService_ServiceDesc is the grpc.ServiceDesc for FleetService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -380,8 +606,8 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*FleetServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "Withdraw",
-			Handler:    _FleetService_Withdraw_Handler,
+			MethodName: "SetRelease",
+			Handler:    _FleetService_SetRelease_Handler,
 		},
 		{
 			MethodName: "ListMitigations",
@@ -394,6 +620,30 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Recheck",
 			Handler:    _FleetService_Recheck_Handler,
+		},
+		{
+			MethodName: "CreateToken",
+			Handler:    _FleetService_CreateToken_Handler,
+		},
+		{
+			MethodName: "ListTokens",
+			Handler:    _FleetService_ListTokens_Handler,
+		},
+		{
+			MethodName: "RevokeToken",
+			Handler:    _FleetService_RevokeToken_Handler,
+		},
+		{
+			MethodName: "RevokeAgent",
+			Handler:    _FleetService_RevokeAgent_Handler,
+		},
+		{
+			MethodName: "ReenrollAgent",
+			Handler:    _FleetService_ReenrollAgent_Handler,
+		},
+		{
+			MethodName: "ListAudit",
+			Handler:    _FleetService_ListAudit_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -80,7 +80,7 @@ type StatusResponse struct {
 	LastContact *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
 	// The last error of the connection; empty while connected.
 	LastError string `protobuf:"bytes,8,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	// Policy version held.
+	// Version of the targets metadata held.
 	PolicyVersion uint64 `protobuf:"varint,9,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	// When it was accepted.
 	PolicyAcceptedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=policy_accepted_at,json=policyAcceptedAt,proto3" json:"policy_accepted_at,omitempty"`
@@ -95,9 +95,17 @@ type StatusResponse struct {
 	// Standing warnings.
 	Health []*Health `protobuf:"bytes,15,rep,name=health,proto3" json:"health,omitempty"`
 	// Where the commands that undo everything by hand stand.
-	UndoFile      string `protobuf:"bytes,16,opt,name=undo_file,json=undoFile,proto3" json:"undo_file,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UndoFile string `protobuf:"bytes,16,opt,name=undo_file,json=undoFile,proto3" json:"undo_file,omitempty"`
+	// Version of the root trusted; 0: none.
+	RootVersion uint64 `protobuf:"varint,17,opt,name=root_version,json=rootVersion,proto3" json:"root_version,omitempty"`
+	// When the policy held ends, the earliest of its parts.
+	PolicyExpires *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=policy_expires,json=policyExpires,proto3" json:"policy_expires,omitempty"`
+	// Why the last policy update was refused; empty when it was not.
+	RefusedError string `protobuf:"bytes,19,opt,name=refused_error,json=refusedError,proto3" json:"refused_error,omitempty"`
+	// When the agent's certificate ends.
+	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -240,6 +248,34 @@ func (x *StatusResponse) GetUndoFile() string {
 		return x.UndoFile
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetRootVersion() uint64 {
+	if x != nil {
+		return x.RootVersion
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPolicyExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PolicyExpires
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetRefusedError() string {
+	if x != nil {
+		return x.RefusedError
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetCertificateExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpires
+	}
+	return nil
 }
 
 // Block is one local block.
@@ -624,7 +660,7 @@ const file_stopgap_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/local.proto\x12\n" +
 	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16stopgap/v1/types.proto\"\x0f\n" +
-	"\rStatusRequest\"\xef\x04\n" +
+	"\rStatusRequest\"\xc7\x06\n" +
 	"\x0eStatusResponse\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12#\n" +
@@ -645,7 +681,11 @@ const file_stopgap_v1_local_proto_rawDesc = "" +
 	"\boutcomes\x18\r \x03(\v2\x13.stopgap.v1.OutcomeR\boutcomes\x12\x16\n" +
 	"\x06outbox\x18\x0e \x01(\rR\x06outbox\x12*\n" +
 	"\x06health\x18\x0f \x03(\v2\x12.stopgap.v1.HealthR\x06health\x12\x1b\n" +
-	"\tundo_file\x18\x10 \x01(\tR\bundoFile\"\x85\x01\n" +
+	"\tundo_file\x18\x10 \x01(\tR\bundoFile\x12!\n" +
+	"\froot_version\x18\x11 \x01(\x04R\vrootVersion\x12A\n" +
+	"\x0epolicy_expires\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\rpolicyExpires\x12#\n" +
+	"\rrefused_error\x18\x13 \x01(\tR\frefusedError\x12K\n" +
+	"\x13certificate_expires\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\"\x85\x01\n" +
 	"\x05Block\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +
@@ -713,22 +753,24 @@ var file_stopgap_v1_local_proto_depIdxs = []int32{
 	2,  // 3: stopgap.v1.StatusResponse.blocks:type_name -> stopgap.v1.Block
 	11, // 4: stopgap.v1.StatusResponse.outcomes:type_name -> stopgap.v1.Outcome
 	12, // 5: stopgap.v1.StatusResponse.health:type_name -> stopgap.v1.Health
-	10, // 6: stopgap.v1.Block.since:type_name -> google.protobuf.Timestamp
-	11, // 7: stopgap.v1.BlockResponse.outcome:type_name -> stopgap.v1.Outcome
-	11, // 8: stopgap.v1.UnblockResponse.outcome:type_name -> stopgap.v1.Outcome
-	0,  // 9: stopgap.v1.LocalService.Status:input_type -> stopgap.v1.StatusRequest
-	3,  // 10: stopgap.v1.LocalService.Block:input_type -> stopgap.v1.BlockRequest
-	5,  // 11: stopgap.v1.LocalService.Unblock:input_type -> stopgap.v1.UnblockRequest
-	7,  // 12: stopgap.v1.LocalService.SetFrozen:input_type -> stopgap.v1.SetFrozenRequest
-	1,  // 13: stopgap.v1.LocalService.Status:output_type -> stopgap.v1.StatusResponse
-	4,  // 14: stopgap.v1.LocalService.Block:output_type -> stopgap.v1.BlockResponse
-	6,  // 15: stopgap.v1.LocalService.Unblock:output_type -> stopgap.v1.UnblockResponse
-	8,  // 16: stopgap.v1.LocalService.SetFrozen:output_type -> stopgap.v1.SetFrozenResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	10, // 6: stopgap.v1.StatusResponse.policy_expires:type_name -> google.protobuf.Timestamp
+	10, // 7: stopgap.v1.StatusResponse.certificate_expires:type_name -> google.protobuf.Timestamp
+	10, // 8: stopgap.v1.Block.since:type_name -> google.protobuf.Timestamp
+	11, // 9: stopgap.v1.BlockResponse.outcome:type_name -> stopgap.v1.Outcome
+	11, // 10: stopgap.v1.UnblockResponse.outcome:type_name -> stopgap.v1.Outcome
+	0,  // 11: stopgap.v1.LocalService.Status:input_type -> stopgap.v1.StatusRequest
+	3,  // 12: stopgap.v1.LocalService.Block:input_type -> stopgap.v1.BlockRequest
+	5,  // 13: stopgap.v1.LocalService.Unblock:input_type -> stopgap.v1.UnblockRequest
+	7,  // 14: stopgap.v1.LocalService.SetFrozen:input_type -> stopgap.v1.SetFrozenRequest
+	1,  // 15: stopgap.v1.LocalService.Status:output_type -> stopgap.v1.StatusResponse
+	4,  // 16: stopgap.v1.LocalService.Block:output_type -> stopgap.v1.BlockResponse
+	6,  // 17: stopgap.v1.LocalService.Unblock:output_type -> stopgap.v1.UnblockResponse
+	8,  // 18: stopgap.v1.LocalService.SetFrozen:output_type -> stopgap.v1.SetFrozenResponse
+	15, // [15:19] is the sub-list for method output_type
+	11, // [11:15] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_stopgap_v1_local_proto_init() }

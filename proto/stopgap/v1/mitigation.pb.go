@@ -243,6 +243,63 @@ func (OnProbeFailure) EnumDescriptor() ([]byte, []int) {
 	return file_stopgap_v1_mitigation_proto_rawDescGZIP(), []int{3}
 }
 
+// ControllerRevert is how far a controller may take off by itself what signed policy allows.
+type ControllerRevert int32
+
+const (
+	// Treated as CONTROLLER_REVERT_DURING_ROLLOUT.
+	ControllerRevert_CONTROLLER_REVERT_UNSPECIFIED ControllerRevert = 0
+	// Only signed policy, removeWhen or the server's administrator takes it off.
+	ControllerRevert_CONTROLLER_REVERT_NEVER ControllerRevert = 1
+	// While it has not completed on that agent, by the agent's own record: it was never applied for 24 hours on end there.
+	ControllerRevert_CONTROLLER_REVERT_DURING_ROLLOUT ControllerRevert = 2
+	// At any time.
+	ControllerRevert_CONTROLLER_REVERT_ALWAYS ControllerRevert = 3
+)
+
+// Enum value maps for ControllerRevert.
+var (
+	ControllerRevert_name = map[int32]string{
+		0: "CONTROLLER_REVERT_UNSPECIFIED",
+		1: "CONTROLLER_REVERT_NEVER",
+		2: "CONTROLLER_REVERT_DURING_ROLLOUT",
+		3: "CONTROLLER_REVERT_ALWAYS",
+	}
+	ControllerRevert_value = map[string]int32{
+		"CONTROLLER_REVERT_UNSPECIFIED":    0,
+		"CONTROLLER_REVERT_NEVER":          1,
+		"CONTROLLER_REVERT_DURING_ROLLOUT": 2,
+		"CONTROLLER_REVERT_ALWAYS":         3,
+	}
+)
+
+func (x ControllerRevert) Enum() *ControllerRevert {
+	p := new(ControllerRevert)
+	*p = x
+	return p
+}
+
+func (x ControllerRevert) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ControllerRevert) Descriptor() protoreflect.EnumDescriptor {
+	return file_stopgap_v1_mitigation_proto_enumTypes[4].Descriptor()
+}
+
+func (ControllerRevert) Type() protoreflect.EnumType {
+	return &file_stopgap_v1_mitigation_proto_enumTypes[4]
+}
+
+func (x ControllerRevert) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ControllerRevert.Descriptor instead.
+func (ControllerRevert) EnumDescriptor() ([]byte, []int) {
+	return file_stopgap_v1_mitigation_proto_rawDescGZIP(), []int{4}
+}
+
 // Mitigation is one signed document: what it is for, whom it applies to, and what it changes on a server.
 // Its source is YAML of at most 256 KiB, read with positions so that an error names line and column.
 type Mitigation struct {
@@ -1292,6 +1349,173 @@ func (x *Fix) GetAllFixedFrom() []string {
 	return nil
 }
 
+// Permits is what signed policy lets a controller do.
+type Permits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it may take mitigations off.
+	ControllerRevert ControllerRevert `protobuf:"varint,1,opt,name=controller_revert,json=controllerRevert,proto3,enum=stopgap.v1.ControllerRevert" json:"controller_revert,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Permits) Reset() {
+	*x = Permits{}
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Permits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Permits) ProtoMessage() {}
+
+func (x *Permits) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Permits.ProtoReflect.Descriptor instead.
+func (*Permits) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_mitigation_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Permits) GetControllerRevert() ControllerRevert {
+	if x != nil {
+		return x.ControllerRevert
+	}
+	return ControllerRevert_CONTROLLER_REVERT_UNSPECIFIED
+}
+
+// PolicyTable is policy.yaml: which revisions are allowed now. A document among the targets that is not listed here is not
+// in policy.
+type PolicyTable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mitigations in policy.
+	Mitigations []*AllowedMitigation `protobuf:"bytes,1,rep,name=mitigations,proto3" json:"mitigations,omitempty"`
+	// For every mitigation that says nothing of its own.
+	Permits       *Permits `protobuf:"bytes,2,opt,name=permits,proto3" json:"permits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyTable) Reset() {
+	*x = PolicyTable{}
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyTable) ProtoMessage() {}
+
+func (x *PolicyTable) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyTable.ProtoReflect.Descriptor instead.
+func (*PolicyTable) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_mitigation_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PolicyTable) GetMitigations() []*AllowedMitigation {
+	if x != nil {
+		return x.Mitigations
+	}
+	return nil
+}
+
+func (x *PolicyTable) GetPermits() *Permits {
+	if x != nil {
+		return x.Permits
+	}
+	return nil
+}
+
+// AllowedMitigation lists the revisions of one mitigation that are allowed now: so that a rollout can go from one to the
+// next and back while both are signed.
+type AllowedMitigation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier of the mitigation.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Revisions allowed.
+	Revisions []uint32 `protobuf:"varint,2,rep,packed,name=revisions,proto3" json:"revisions,omitempty"`
+	// Beats the table's.
+	Permits       *Permits `protobuf:"bytes,3,opt,name=permits,proto3" json:"permits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllowedMitigation) Reset() {
+	*x = AllowedMitigation{}
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllowedMitigation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllowedMitigation) ProtoMessage() {}
+
+func (x *AllowedMitigation) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_mitigation_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllowedMitigation.ProtoReflect.Descriptor instead.
+func (*AllowedMitigation) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_mitigation_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AllowedMitigation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AllowedMitigation) GetRevisions() []uint32 {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+func (x *AllowedMitigation) GetPermits() *Permits {
+	if x != nil {
+		return x.Permits
+	}
+	return nil
+}
+
 var File_stopgap_v1_mitigation_proto protoreflect.FileDescriptor
 
 const file_stopgap_v1_mitigation_proto_rawDesc = "" +
@@ -1389,7 +1613,17 @@ const file_stopgap_v1_mitigation_proto_rawDesc = "" +
 	"\x03Fix\x122\n" +
 	"\x03cve\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^CVE-[0-9]{4}-[0-9]{4,7}$R\x03cve\x12G\n" +
 	"\x06builds\x18\x02 \x03(\tB/\xbaH,\x92\x01)\b\x01\x10\xc8\x01\x18\x01\" r\x1e2\x1c^15\\.[0-9](\\.[0-9]{1,5}){2}$R\x06builds\x12K\n" +
-	"\x0eall_fixed_from\x18\x03 \x03(\tB%\xbaH\"\x92\x01\x1f\x10\b\"\x1br\x192\x17^15\\.[0-9]\\.[0-9]{1,5}$R\fallFixedFrom*u\n" +
+	"\x0eall_fixed_from\x18\x03 \x03(\tB%\xbaH\"\x92\x01\x1f\x10\b\"\x1br\x192\x17^15\\.[0-9]\\.[0-9]{1,5}$R\fallFixedFrom\"^\n" +
+	"\aPermits\x12S\n" +
+	"\x11controller_revert\x18\x01 \x01(\x0e2\x1c.stopgap.v1.ControllerRevertB\b\xbaH\x05\x82\x01\x02\x10\x01R\x10controllerRevert\"\xee\x01\n" +
+	"\vPolicyTable\x12J\n" +
+	"\vmitigations\x18\x01 \x03(\v2\x1d.stopgap.v1.AllowedMitigationB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vmitigations\x12-\n" +
+	"\apermits\x18\x02 \x01(\v2\x13.stopgap.v1.PermitsR\apermits:d\xbaHa\x1a_\n" +
+	"\x17policy_table.ids_unique\x12\x1ca mitigation is listed twice\x1a&this.mitigations.map(m, m.id).unique()\"\xb4\x01\n" +
+	"\x11AllowedMitigation\x12:\n" +
+	"\x02id\x18\x01 \x01(\tB*\xbaH'r%\x18(2!^[A-Za-z0-9]([-._]?[A-Za-z0-9])*$R\x02id\x124\n" +
+	"\trevisions\x18\x02 \x03(\rB\x16\xbaH\x13\x92\x01\x10\b\x01\x10d\x18\x01\"\b*\x06\x18\xc0\x84=(\x01R\trevisions\x12-\n" +
+	"\apermits\x18\x03 \x01(\v2\x13.stopgap.v1.PermitsR\apermits*u\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fSEVERITY_LOW\x10\x01\x12\x13\n" +
@@ -1409,7 +1643,12 @@ const file_stopgap_v1_mitigation_proto_rawDesc = "" +
 	"\x0eOnProbeFailure\x12 \n" +
 	"\x1cON_PROBE_FAILURE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17ON_PROBE_FAILURE_REVERT\x10\x01\x12#\n" +
-	"\x1fON_PROBE_FAILURE_KEEP_AND_ALARM\x10\x02B:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
+	"\x1fON_PROBE_FAILURE_KEEP_AND_ALARM\x10\x02*\x96\x01\n" +
+	"\x10ControllerRevert\x12!\n" +
+	"\x1dCONTROLLER_REVERT_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17CONTROLLER_REVERT_NEVER\x10\x01\x12$\n" +
+	" CONTROLLER_REVERT_DURING_ROLLOUT\x10\x02\x12\x1c\n" +
+	"\x18CONTROLLER_REVERT_ALWAYS\x10\x03B:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
 
 var (
 	file_stopgap_v1_mitigation_proto_rawDescOnce sync.Once
@@ -1423,54 +1662,62 @@ func file_stopgap_v1_mitigation_proto_rawDescGZIP() []byte {
 	return file_stopgap_v1_mitigation_proto_rawDescData
 }
 
-var file_stopgap_v1_mitigation_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_stopgap_v1_mitigation_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_stopgap_v1_mitigation_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_stopgap_v1_mitigation_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_stopgap_v1_mitigation_proto_goTypes = []any{
-	(Severity)(0),            // 0: stopgap.v1.Severity
-	(Role)(0),                // 1: stopgap.v1.Role
-	(RemoveWhen)(0),          // 2: stopgap.v1.RemoveWhen
-	(OnProbeFailure)(0),      // 3: stopgap.v1.OnProbeFailure
-	(*Mitigation)(nil),       // 4: stopgap.v1.Mitigation
-	(*AppliesTo)(nil),        // 5: stopgap.v1.AppliesTo
-	(*ExchangeRange)(nil),    // 6: stopgap.v1.ExchangeRange
-	(*Requires)(nil),         // 7: stopgap.v1.Requires
-	(*Action)(nil),           // 8: stopgap.v1.Action
-	(*UrlRewriteAction)(nil), // 9: stopgap.v1.UrlRewriteAction
-	(*Location)(nil),         // 10: stopgap.v1.Location
-	(*ServiceAction)(nil),    // 11: stopgap.v1.ServiceAction
-	(*AppPoolAction)(nil),    // 12: stopgap.v1.AppPoolAction
-	(*Probe)(nil),            // 13: stopgap.v1.Probe
-	(*EffectProbe)(nil),      // 14: stopgap.v1.EffectProbe
-	(*HealthProbe)(nil),      // 15: stopgap.v1.HealthProbe
-	(*FixedBuilds)(nil),      // 16: stopgap.v1.FixedBuilds
-	(*Fix)(nil),              // 17: stopgap.v1.Fix
-	nil,                      // 18: stopgap.v1.EffectProbe.HeadersEntry
-	nil,                      // 19: stopgap.v1.EffectProbe.ExpectHeaderEntry
+	(Severity)(0),             // 0: stopgap.v1.Severity
+	(Role)(0),                 // 1: stopgap.v1.Role
+	(RemoveWhen)(0),           // 2: stopgap.v1.RemoveWhen
+	(OnProbeFailure)(0),       // 3: stopgap.v1.OnProbeFailure
+	(ControllerRevert)(0),     // 4: stopgap.v1.ControllerRevert
+	(*Mitigation)(nil),        // 5: stopgap.v1.Mitigation
+	(*AppliesTo)(nil),         // 6: stopgap.v1.AppliesTo
+	(*ExchangeRange)(nil),     // 7: stopgap.v1.ExchangeRange
+	(*Requires)(nil),          // 8: stopgap.v1.Requires
+	(*Action)(nil),            // 9: stopgap.v1.Action
+	(*UrlRewriteAction)(nil),  // 10: stopgap.v1.UrlRewriteAction
+	(*Location)(nil),          // 11: stopgap.v1.Location
+	(*ServiceAction)(nil),     // 12: stopgap.v1.ServiceAction
+	(*AppPoolAction)(nil),     // 13: stopgap.v1.AppPoolAction
+	(*Probe)(nil),             // 14: stopgap.v1.Probe
+	(*EffectProbe)(nil),       // 15: stopgap.v1.EffectProbe
+	(*HealthProbe)(nil),       // 16: stopgap.v1.HealthProbe
+	(*FixedBuilds)(nil),       // 17: stopgap.v1.FixedBuilds
+	(*Fix)(nil),               // 18: stopgap.v1.Fix
+	(*Permits)(nil),           // 19: stopgap.v1.Permits
+	(*PolicyTable)(nil),       // 20: stopgap.v1.PolicyTable
+	(*AllowedMitigation)(nil), // 21: stopgap.v1.AllowedMitigation
+	nil,                       // 22: stopgap.v1.EffectProbe.HeadersEntry
+	nil,                       // 23: stopgap.v1.EffectProbe.ExpectHeaderEntry
 }
 var file_stopgap_v1_mitigation_proto_depIdxs = []int32{
 	0,  // 0: stopgap.v1.Mitigation.severity:type_name -> stopgap.v1.Severity
-	5,  // 1: stopgap.v1.Mitigation.applies_to:type_name -> stopgap.v1.AppliesTo
+	6,  // 1: stopgap.v1.Mitigation.applies_to:type_name -> stopgap.v1.AppliesTo
 	2,  // 2: stopgap.v1.Mitigation.remove_when:type_name -> stopgap.v1.RemoveWhen
-	8,  // 3: stopgap.v1.Mitigation.actions:type_name -> stopgap.v1.Action
-	13, // 4: stopgap.v1.Mitigation.probes:type_name -> stopgap.v1.Probe
+	9,  // 3: stopgap.v1.Mitigation.actions:type_name -> stopgap.v1.Action
+	14, // 4: stopgap.v1.Mitigation.probes:type_name -> stopgap.v1.Probe
 	3,  // 5: stopgap.v1.Mitigation.on_probe_failure:type_name -> stopgap.v1.OnProbeFailure
 	1,  // 6: stopgap.v1.AppliesTo.roles:type_name -> stopgap.v1.Role
-	6,  // 7: stopgap.v1.AppliesTo.exchange:type_name -> stopgap.v1.ExchangeRange
-	7,  // 8: stopgap.v1.AppliesTo.requires:type_name -> stopgap.v1.Requires
-	9,  // 9: stopgap.v1.Action.url_rewrite:type_name -> stopgap.v1.UrlRewriteAction
-	11, // 10: stopgap.v1.Action.service:type_name -> stopgap.v1.ServiceAction
-	12, // 11: stopgap.v1.Action.app_pool:type_name -> stopgap.v1.AppPoolAction
-	10, // 12: stopgap.v1.UrlRewriteAction.location:type_name -> stopgap.v1.Location
-	14, // 13: stopgap.v1.Probe.effect:type_name -> stopgap.v1.EffectProbe
-	15, // 14: stopgap.v1.Probe.health:type_name -> stopgap.v1.HealthProbe
-	18, // 15: stopgap.v1.EffectProbe.headers:type_name -> stopgap.v1.EffectProbe.HeadersEntry
-	19, // 16: stopgap.v1.EffectProbe.expect_header:type_name -> stopgap.v1.EffectProbe.ExpectHeaderEntry
-	17, // 17: stopgap.v1.FixedBuilds.fixes:type_name -> stopgap.v1.Fix
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	7,  // 7: stopgap.v1.AppliesTo.exchange:type_name -> stopgap.v1.ExchangeRange
+	8,  // 8: stopgap.v1.AppliesTo.requires:type_name -> stopgap.v1.Requires
+	10, // 9: stopgap.v1.Action.url_rewrite:type_name -> stopgap.v1.UrlRewriteAction
+	12, // 10: stopgap.v1.Action.service:type_name -> stopgap.v1.ServiceAction
+	13, // 11: stopgap.v1.Action.app_pool:type_name -> stopgap.v1.AppPoolAction
+	11, // 12: stopgap.v1.UrlRewriteAction.location:type_name -> stopgap.v1.Location
+	15, // 13: stopgap.v1.Probe.effect:type_name -> stopgap.v1.EffectProbe
+	16, // 14: stopgap.v1.Probe.health:type_name -> stopgap.v1.HealthProbe
+	22, // 15: stopgap.v1.EffectProbe.headers:type_name -> stopgap.v1.EffectProbe.HeadersEntry
+	23, // 16: stopgap.v1.EffectProbe.expect_header:type_name -> stopgap.v1.EffectProbe.ExpectHeaderEntry
+	18, // 17: stopgap.v1.FixedBuilds.fixes:type_name -> stopgap.v1.Fix
+	4,  // 18: stopgap.v1.Permits.controller_revert:type_name -> stopgap.v1.ControllerRevert
+	21, // 19: stopgap.v1.PolicyTable.mitigations:type_name -> stopgap.v1.AllowedMitigation
+	19, // 20: stopgap.v1.PolicyTable.permits:type_name -> stopgap.v1.Permits
+	19, // 21: stopgap.v1.AllowedMitigation.permits:type_name -> stopgap.v1.Permits
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_stopgap_v1_mitigation_proto_init() }
@@ -1492,8 +1739,8 @@ func file_stopgap_v1_mitigation_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stopgap_v1_mitigation_proto_rawDesc), len(file_stopgap_v1_mitigation_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   16,
+			NumEnums:      5,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

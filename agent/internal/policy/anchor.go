@@ -1,0 +1,98 @@
+package policy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
+)
+
+// AnchorFile stands beside the journal: what trust begins from, should the journal be lost.
+const AnchorFile = "trust.json"
+
+const maxAnchor = 256 << 10
+
+// Anchor is what trust begins from: the newest trusted root, and the lowest acceptable targets version.
+type Anchor struct {
+	Fleet string `json:"fleet"`
+	Root  []byte `json:"root"`
+	Floor uint64 `json:"floor"`
+	// Replace: an administrator enrolled with --new-root; whatever the journal trusts is given up for this root.
+	Replace bool `json:"replace,omitempty"`
+}
+
+// ReadAnchor reads the anchor of a state directory; the zero Anchor when there is none.
+func ReadAnchor(dir string) (Anchor, error) {
+	var a Anchor
+	name := filepath.Join(dir, AnchorFile)
+	st, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return a, nil
+	}
+	if err != nil {
+		return a, err
+	}
+	if st.Size() > maxAnchor {
+		return a, fmt.Errorf("policy: %s has %d bytes, limit %d", name, st.Size(), maxAnchor)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return a, err
+	}
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, fmt.Errorf("policy: %s: %w; enrol again", name, err)
+	}
+	return a, nil
+}
+
+// Write replaces the anchor of a state directory in one step.
+func (a Anchor) Write(dir string) error {
+	data, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, AnchorFile)
+	tmp, err := os.CreateTemp(dir, ".trust-*") // 0600
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// Restore brings what the journal holds together with the anchor: the newer root, the higher floor. It says whether the
+// journal lacked something, which is worth a warning: it is an older copy of itself, or was lost.
+func Restore(h Held, a Anchor) (Held, bool, error) {
+	lacked := false
+	if a.Replace {
+		st, err := tufpolicy.Begin(a.Root, a.Floor)
+		return Held{State: st}, false, err // no policy is held then: nothing is applied, and nothing removed, until one comes
+	}
+	if len(a.Root) > 0 {
+		info, err := tufpolicy.ReadRoot(a.Root)
+		if err != nil {
+			return h, false, fmt.Errorf("policy: %s: %w; enrol again", AnchorFile, err)
+		}
+		if info.Version > h.Versions.Root {
+			st, err := tufpolicy.Begin(a.Root, a.Floor)
+			if err != nil {
+				return h, false, fmt.Errorf("policy: %s: %w; enrol again", AnchorFile, err)
+			}
+			lacked = h.Versions.Root > 0 || h.Versions.Targets == 0 && a.Floor > 0
+			h.Root, h.Versions.Root = st.Root, st.Versions.Root
+		}
+	}
+	h.Floor = max(h.Floor, a.Floor)
+	return h, lacked, nil
+}
