@@ -3,10 +3,13 @@
 package thief
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -29,6 +32,7 @@ const (
 // Controller answers every agent, and gives each the frames it is told to send.
 type Controller struct {
 	stopgapv1.UnimplementedAgentServiceServer
+	stopgapv1.UnimplementedEnrollmentServiceServer
 	// Answers are the acknowledgements and refusals that came back, Outcomes what agents reported.
 	Answers  chan *stopgapv1.ConnectRequest
 	Outcomes chan *stopgapv1.Outcome
@@ -37,6 +41,9 @@ type Controller struct {
 	addr string
 
 	mu      sync.Mutex
+	root    []byte
+	clock   func() *timestamppb.Timestamp
+	ends    map[stopgapv1.AgentService_ConnectServer]chan struct{}
 	streams map[stopgapv1.AgentService_ConnectServer]string
 }
 
@@ -47,11 +54,20 @@ func Serve(dataDir, addr string) (*Controller, error) {
 	if err != nil {
 		return nil, err
 	}
+	ca, err := os.ReadFile(filepath.Join(dir, trust.CAFile))
+	if err != nil {
+		return nil, err
+	}
+	for b, rest := pem.Decode(ca); b != nil; b, rest = pem.Decode(rest) {
+		cert.Certificate = append(cert.Certificate, b.Bytes)
+	}
 	c := &Controller{Answers: make(chan *stopgapv1.ConnectRequest, buffer), Outcomes: make(chan *stopgapv1.Outcome, buffer),
-		streams: map[stopgapv1.AgentService_ConnectServer]string{}}
+		streams: map[stopgapv1.AgentService_ConnectServer]string{}, clock: timestamppb.Now,
+		ends: map[stopgapv1.AgentService_ConnectServer]chan struct{}{}}
 	anybody := func(*x509.Certificate) error { return nil }
 	c.srv = grpc.NewServer(transport.ServerOptions(trust.ServerTLS(cert, x509.NewCertPool(), anybody))...)
 	stopgapv1.RegisterAgentServiceServer(c.srv, c)
+	stopgapv1.RegisterEnrollmentServiceServer(c.srv, c)
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
@@ -72,6 +88,31 @@ func (c *Controller) Connected() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.streams)
+}
+
+// SetClock makes it tell another time, and ends the streams that were told the right one.
+func (c *Controller) SetClock(clock func() *timestamppb.Timestamp) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.clock = clock
+	for st, end := range c.ends {
+		close(end)
+		delete(c.ends, st)
+	}
+}
+
+// OfferRoot is what it hands out to who enrols.
+func (c *Controller) OfferRoot(root []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.root = root
+}
+
+// Enroll implements EnrollmentService: everybody gets the thief's root.
+func (c *Controller) Enroll(context.Context, *stopgapv1.EnrollRequest) (*stopgapv1.EnrollResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &stopgapv1.EnrollResponse{AgentId: "x", Fleet: "lab", Root: c.root}, nil
 }
 
 // Send sends a policy update and an assignment, either nil, to every agent.
@@ -105,18 +146,33 @@ func (c *Controller) Connect(st stopgapv1.AgentService_ConnectServer) error {
 		return err
 	}
 	h := first.GetHello()
-	if err := st.Send(&stopgapv1.ConnectResponse{Welcome: &stopgapv1.Welcome{Fleet: "lab", ControllerEpoch: "thief", ServerTime: timestamppb.Now(),
+	c.mu.Lock()
+	clock := c.clock
+	c.mu.Unlock()
+	if err := st.Send(&stopgapv1.ConnectResponse{Welcome: &stopgapv1.Welcome{Fleet: "lab", ControllerEpoch: "thief", ServerTime: clock(),
 		HeartbeatInterval: durationpb.New(heartbeat), Acknowledged: &stopgapv1.OutcomeAck{Epoch: h.GetJournalEpoch()}}}); err != nil {
 		return err
 	}
+	end, failed := make(chan struct{}), make(chan error, 1)
 	c.mu.Lock()
-	c.streams[st] = h.GetAgentId()
+	c.streams[st], c.ends[st] = h.GetAgentId(), end
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
 		delete(c.streams, st)
+		delete(c.ends, st)
 		c.mu.Unlock()
 	}()
+	go func() { failed <- c.serve(st) }()
+	select {
+	case <-end:
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+func (c *Controller) serve(st stopgapv1.AgentService_ConnectServer) error {
 	for {
 		req, err := st.Recv()
 		if err != nil {

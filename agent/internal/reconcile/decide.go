@@ -163,12 +163,16 @@ func (v View) decide(id string) Decision {
 		}
 		if item.GetRevert() {
 			d.Revision, d.SHA256, d.Want = inForce, revs[inForce].SHA256[:], Remove
-			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "controller-revert", "the controller asked to take it off (%s), and signed policy lets it; %s was taken off",
+			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, codeControllerRevert, "the controller asked to take it off (%s), and signed policy lets it; %s was taken off",
 				orNoReason(item.GetReason()), ref)
 		}
 	}
 	if item.GetRevert() && inForce == 0 {
-		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "not-released", "the controller holds it back: %s", orNoReason(item.GetReason()))
+		code := "not-released"
+		if v.Known[id].GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED && v.Known[id].GetCode() == codeControllerRevert {
+			code = codeControllerRevert // stays told as the removal that it was
+		}
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, code, "the controller holds it back: %s", orNoReason(item.GetReason()))
 	}
 	if v.Policy.Expired(v.Now) && (inForce == 0 || d.Revision != inForce && revs[inForce] != nil) {
 		return v.expired(d, revs, inForce, ref)
@@ -176,6 +180,11 @@ func (v View) decide(id string) Decision {
 
 	// 3. Release. Absence from the assignment never reverts; a revision that policy dropped does.
 	if item == nil {
+		// What was applied without changing anything (found in place, or a mitigation that changes nothing) was released too.
+		if known := v.Known[id]; inForce == 0 && known.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && revs[known.GetRevision()] != nil {
+			d.Revision, d.SHA256 = known.GetRevision(), revs[known.GetRevision()].SHA256[:]
+			return v.applicable(d, revs[d.Revision], nil, 0, "")
+		}
 		if inForce == 0 {
 			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "not-released", "in policy, not released to this server")
 		}
@@ -201,6 +210,8 @@ const (
 	codeRevertRefused = "revert-refused"
 	codePolicyExpired = "policy-expired"
 )
+
+const codeControllerRevert = "controller-revert"
 
 // completedAfter is how long a revision has to have been in force on this server for its rollout to have completed here, by
 // the agent's own record: a controller can't stretch it.

@@ -81,7 +81,8 @@ func stays(old *stopgapv1.Outcome, w *work) bool {
 	if old == nil || old.GetState() != stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED {
 		return false
 	}
-	return w.State == stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE && w.Code == old.GetCode()
+	over := w.State == stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE || w.State == stopgapv1.OutcomeState_OUTCOME_STATE_PENDING
+	return over && w.Code == old.GetCode()
 }
 
 // failure turns an error into an outcome and says when it is tried again.

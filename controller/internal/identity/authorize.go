@@ -57,7 +57,8 @@ var (
 	actors    = []trust.Kind{trust.KindOperator, trust.KindAdmin}
 	admins    = []trust.Kind{trust.KindAdmin}
 	agents    = []trust.Kind{trust.KindAgent}
-	peopleMay = perCaller{50 * time.Millisecond, 200}
+	// A console and scripts poll with one person's certificate.
+	peopleMay = perCaller{5 * time.Millisecond, 1000}
 )
 
 // methods is who may call what, how often, how large, and whether it is audited. A method without an entry is refused, and
