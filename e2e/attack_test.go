@@ -213,6 +213,7 @@ func TestWhoOwnsTheControllerCanNotInventAlterDowngradeFreezeMixDropOrFlood(t *t
 	s.Stop()
 	r.start()
 	r.connected(n)
+	r.audited("policy-refused", n.id) // what the thief tried is on record now
 	r.publish(catalogue(t, "M2")...)
 	r.expect(n, "M2", applied, "")
 	r.expect(n, "M1", applied, "")
@@ -404,6 +405,14 @@ func TestATokenIsGoodForItsUsesItsTimeAndItsFleet(t *testing.T) {
 	}
 	if err := enrol(tok.String(), "G"); err != nil {
 		t.Errorf("the honest one: %v", err)
+	}
+	r.log.mu.Lock()
+	logged := string(r.log.data)
+	r.log.mu.Unlock()
+	for _, secret := range []string{once, three, back, tok.String(), fmt.Sprintf("%x", tok.Secret), "PRIVATE KEY"} {
+		if strings.Contains(logged, secret) {
+			t.Error("a secret was logged")
+		}
 	}
 	if _, err := r.fleet.CreateToken(t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 1, Uses: 1}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a token of a second: %v", err)

@@ -152,6 +152,12 @@ func (r *Registry) OfOtherCA() []string {
 	return out
 }
 
+// OfOldCA says whether an agent's last certificate is of a CA that is being replaced.
+func (r *Registry) OfOldCA(id string) bool {
+	rec, ok := r.Get(id)
+	return ok && len(r.ca.certs) > 1 && rec.Issuer != fmt.Sprintf("%x", r.ca.Fingerprint())
+}
+
 func keyHash(c *x509.Certificate) string { return fmt.Sprintf("%x", trust.KeyFingerprint(c)) }
 
 // Check says whether an agent's certificate, whose chain was verified, may be used. An agent that is not on record is: the

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -231,11 +232,16 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 		s.cfg.Logger.Error("mark of an agent can't be read", "agent", h.GetAgentId(), "error", err)
 		return status.Error(codes.Unavailable, "the store can't be read now")
 	}
+	s.auditRefusal(ctx, h)
 	if err := s.enter(x, h); err != nil {
 		return err
 	}
 	s.noteAhead(h)
+	renew := s.cfg.Registry.OfOldCA(h.GetAgentId())
 	x.set(func(sl *slot) {
+		if renew {
+			sl.command = stopgapv1.CommandKind_COMMAND_KIND_RENEW
+		}
 		sl.welcome = s.welcome(mark)
 		sl.held = heldBy(h)
 		if h.GetAttemptedError() != "" {
@@ -262,6 +268,18 @@ func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
 		return status.Error(codes.Unavailable, "the store can't be written now")
 	}
 	return nil
+}
+
+// auditRefusal puts what an agent refused before this connection into the audit log, once: it may have been another
+// controller's, a thief's.
+func (s *Service) auditRefusal(ctx context.Context, h *stopgapv1.Hello) {
+	if h.GetAttemptedError() == "" {
+		return
+	}
+	if a, err := s.cfg.Fleet.Find(h.GetAgentId()); err == nil && a.GetRefusedVersion() == h.GetAttemptedVersion() && a.GetRefusedError() != "" {
+		return
+	}
+	s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))
 }
 
 // heldBy is what an agent says it holds.

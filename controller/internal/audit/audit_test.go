@@ -1,0 +1,71 @@
+package audit
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	"github.com/stopgap-em/stopgap/controller/internal/store/boltstore"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+)
+
+func open(t *testing.T) (store.Store, func() *Log) {
+	t.Helper()
+	st, err := boltstore.Open(filepath.Join(t.TempDir(), "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = st.Close() })
+	return st, func() *Log {
+		l, err := Load(t.Context(), st, hclog.NewNullLogger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+}
+
+func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T) {
+	t.Parallel()
+	st, load := open(t)
+	l := load()
+	for i := range 5 {
+		l.Append(t.Context(), "admin", "publish", "policy", "change %d", i)
+	}
+	l = load()
+	l.Append(t.Context(), "admin", "token-create", "x", "%s", strings.Repeat("long ", 1000))
+	resp, err := l.List(t.Context(), 4)
+	if err != nil || !resp.GetChainHolds() || len(resp.GetEntries()) != 2 || resp.GetEntries()[1].GetSequence() != 6 || len(resp.GetEntries()[1].GetDetail()) > maxText {
+		t.Fatalf("%v %v", resp, err)
+	}
+	key := fmt.Sprintf(keyFmt, 3)
+	kv, err := st.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &stopgapv1.AuditEntry{}
+	if err := proto.Unmarshal(kv.Value, e); err != nil {
+		t.Fatal(err)
+	}
+	e.Actor = "somebody else"
+	raw, err := proto.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, op := range map[string]store.Op{"altered": {Key: key, Value: raw}, "taken out": {Key: key, Delete: true}} {
+		if _, err := st.Txn(t.Context(), nil, []store.Op{op}); err != nil {
+			t.Fatal(err)
+		}
+		if resp, err := l.List(t.Context(), 0); err != nil || resp.GetChainHolds() || resp.GetBrokenAt() < 3 || resp.GetBrokenAt() > 4 {
+			t.Errorf("%s: %v at %d, %v", name, resp.GetChainHolds(), resp.GetBrokenAt(), err)
+		}
+		if _, err := st.Txn(t.Context(), nil, []store.Op{{Key: key, Value: kv.Value}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

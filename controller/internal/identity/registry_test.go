@@ -1,0 +1,167 @@
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stopgap-em/stopgap/shared/trust"
+)
+
+func request(t testing.TB) ([]byte, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := trust.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := trust.NewRequest(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return csr, key
+}
+
+func TestATokenBoundToAnAgentGivesItsIdBackWithAnotherKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, old := w.agent(time.Now())
+	tok, err := w.reg.Reenroll(t.Context(), id, "admin", time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.reg.Check(id, old); !errors.Is(err, ErrKey) {
+		t.Errorf("the old key: %v", err)
+	}
+	csr, _ := request(t)
+	e, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "another machine")
+	if err != nil || e.ID != id {
+		t.Fatalf("%v %v", e.ID, err)
+	}
+	if err := w.reg.Check(id, e.Cert); err != nil {
+		t.Error(err)
+	}
+	if err := w.reg.Check(id, old); !errors.Is(err, ErrKey) {
+		t.Errorf("the old key afterwards: %v", err)
+	}
+	if err := w.reg.Seen(t.Context(), id, "EX01", "m-"+id, old); !errors.Is(err, ErrMachine) {
+		t.Errorf("the machine it was: %v", err)
+	}
+}
+
+func TestARevokedAgentDoesNotComeBackWithAnotherToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, _ := request(t)
+	e, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.reg.Revoke(t.Context(), e.ID, "admin", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m"); !errors.Is(err, ErrRevoked) {
+		t.Errorf("the same key with another use: %v", err)
+	}
+	if _, err := w.reg.Renew(t.Context(), e.ID, e.Cert, csr); !errors.Is(err, ErrRevoked) {
+		t.Errorf("a renewal: %v", err)
+	}
+}
+
+func TestAnAgentThatTheControllerForgotIsKnownByItsCertificate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	csr, key := request(t)
+	id, err := trust.AgentID(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := w.ca.issueAgent(&key.PublicKey, id, "EX01", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.reg.Check(id, c); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.reg.Seen(t.Context(), id, "EX01", "m", c); err != nil {
+		t.Fatal(err)
+	}
+	if rec, ok := w.reg.Get(id); !ok || rec.Key != keyHash(c) || rec.MachineID != "m" {
+		t.Errorf("%+v", rec)
+	}
+	if _, err := w.reg.Renew(t.Context(), id, c, csr); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestACertificateIsJudgedByItsChainAndItsEnd(t *testing.T) {
+	t.Parallel()
+	w, other := newWorld(t), newWorld(t)
+	now := time.Now()
+	_, fresh := w.agent(now)
+	_, foreign := other.agent(now)
+	for name, c := range map[string]struct {
+		err  error
+		good bool
+	}{
+		"fresh": {w.ca.Verify(fresh), true}, "expired within its grace": {w.ca.verifyAt(fresh, now.Add(DefaultAgentLife+Grace-time.Hour)), true},
+		"beyond it": {w.ca.verifyAt(fresh, now.Add(DefaultAgentLife+Grace+time.Hour)), false},
+		"of another CA": {w.ca.Verify(foreign), false}, "a person's, two years later": {w.ca.verifyAt(w.person(trust.KindAdmin), now.Add(2*operatorLife)), false},
+		"a person's, a day late": {w.ca.verifyAt(w.person(trust.KindAdmin), now.Add(operatorLife+24*time.Hour)), false},
+	} {
+		if (c.err == nil) != c.good {
+			t.Errorf("%s: %v", name, c.err)
+		}
+	}
+}
+
+func TestRequestsForOtherKeysAreRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	big, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := trust.NewRequest(big)
+	if err == nil {
+		_, err = parseRequest(csr)
+	}
+	if err == nil {
+		t.Error("a P-521 key is taken")
+	}
+	good, _ := request(t)
+	good[len(good)-1] ^= 1
+	if _, err := parseRequest(good); !errors.Is(err, ErrRequest) {
+		t.Errorf("a request with a broken signature: %v", err)
+	}
+	if _, err := parseRequest(make([]byte, 5<<10)); !errors.Is(err, ErrRequest) {
+		t.Errorf("5 KiB: %v", err)
+	}
+	csr, _ = request(t)
+	if _, err := w.reg.Enroll(t.Context(), nil, csr, "../x", "m"); !errors.Is(err, ErrRequest) {
+		t.Errorf("a name with a path: %v", err)
+	}
+	for name, tok := range map[string]Token{"no uses": {}, "too many uses": {UsesLeft: 1e6}, "a label with a line break": {UsesLeft: 1, Labels: map[string]string{"a": "x\ny"}},
+		"a label that is no name": {UsesLeft: 1, Labels: map[string]string{"A B": "x"}}} {
+		if _, _, err := w.reg.CreateToken(t.Context(), tok, time.Hour, [32]byte{}, 1); !errors.Is(err, ErrRequest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzEnrolmentRequest(f *testing.F) {
+	csr, _ := request(f)
+	f.Add(csr)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		pub, err := parseRequest(der)
+		if err == nil && (pub == nil || pub.Curve != elliptic.P256()) {
+			t.Fatal("a request for another kind of key")
+		}
+	})
+}
