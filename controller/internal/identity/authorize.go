@@ -53,10 +53,10 @@ const (
 )
 
 var (
-	readers   = []trust.Kind{trust.KindViewer, trust.KindOperator, trust.KindAdmin}
-	actors    = []trust.Kind{trust.KindOperator, trust.KindAdmin}
-	admins    = []trust.Kind{trust.KindAdmin}
-	agents    = []trust.Kind{trust.KindAgent}
+	readers = []trust.Kind{trust.KindViewer, trust.KindOperator, trust.KindAdmin}
+	actors  = []trust.Kind{trust.KindOperator, trust.KindAdmin}
+	admins  = []trust.Kind{trust.KindAdmin}
+	agents  = []trust.Kind{trust.KindAgent}
 	// A console and scripts poll with one person's certificate.
 	peopleMay = perCaller{5 * time.Millisecond, 1000}
 )

@@ -111,7 +111,7 @@ func TestACertificateIsJudgedByItsChainAndItsEnd(t *testing.T) {
 		good bool
 	}{
 		"fresh": {w.ca.Verify(fresh), true}, "expired within its grace": {w.ca.verifyAt(fresh, now.Add(DefaultAgentLife+Grace-time.Hour)), true},
-		"beyond it": {w.ca.verifyAt(fresh, now.Add(DefaultAgentLife+Grace+time.Hour)), false},
+		"beyond it":     {w.ca.verifyAt(fresh, now.Add(DefaultAgentLife+Grace+time.Hour)), false},
 		"of another CA": {w.ca.Verify(foreign), false}, "a person's, two years later": {w.ca.verifyAt(w.person(trust.KindAdmin), now.Add(2*operatorLife)), false},
 		"a person's, a day late": {w.ca.verifyAt(w.person(trust.KindAdmin), now.Add(operatorLife+24*time.Hour)), false},
 	} {
