@@ -81,7 +81,7 @@ type file struct {
 	Encrypted json.RawMessage `json:"encrypted"`
 }
 
-// ErrPassphrase: the passphrase is wrong, or the file was altered; the two look the same.
+// ErrPassphrase says that the passphrase is wrong, or the file was altered; the two look the same.
 var ErrPassphrase = errors.New("wrong passphrase, or the key file was altered")
 
 // Save writes DIR/<role>-<first 8 of the id>.key (0600, encrypted) and .pub beside it, and gives both paths. It overwrites

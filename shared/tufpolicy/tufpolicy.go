@@ -80,10 +80,10 @@ type Update struct {
 	Documents map[string][]byte
 }
 
-// ErrUnchanged: the update's timestamp is the one held.
+// ErrUnchanged says that the update's timestamp is the one held.
 var ErrUnchanged = errors.New("policy: nothing new")
 
-// ErrNoRoot: there is no trusted root to begin from.
+// ErrNoRoot says that there is no trusted root to begin from.
 var ErrNoRoot = errors.New("policy: no trusted root; enrol again or apply a bundle")
 
 // Refusal is why an update was not accepted.
