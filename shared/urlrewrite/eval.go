@@ -1,8 +1,10 @@
 package urlrewrite
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 )
 
@@ -13,22 +15,27 @@ type Ruleset struct {
 	outbound []*outboundRule
 	pre      map[string]*preCondition
 	maps     map[string]*rewriteMap
+	tags     map[string]*tagSet
+	allowed  map[string]bool
 }
 
 // Merge builds the effective configuration from the sections of all levels, server first. The error is a *ConfigError
 // (or names a template); IIS would answer 500.19.
 func Merge(levels ...*Section) (*Ruleset, error) {
-	rs := &Ruleset{pre: map[string]*preCondition{}, maps: map[string]*rewriteMap{}}
+	rs := &Ruleset{pre: map[string]*preCondition{}, maps: map[string]*rewriteMap{}, tags: map[string]*tagSet{}, allowed: map[string]bool{}}
 	var in, glob []*list[*inboundRule]
 	var out []*list[*outboundRule]
 	var pre []*list[*preCondition]
 	var maps []*list[*rewriteMap]
+	var tags []*list[*tagSet]
+	var allowed []*list[string]
 	for _, s := range levels {
 		if s == nil {
 			continue
 		}
 		in, glob, out = append(in, &s.inbound), append(glob, &s.global), append(out, &s.outbound)
 		pre, maps = append(pre, &s.pre), append(maps, &s.maps)
+		tags, allowed = append(tags, &s.tags), append(allowed, &s.allowed)
 	}
 	var err error
 	if rs.global, err = merge("global rule", glob); err != nil {
@@ -49,7 +56,21 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 		return nil, err
 	}
 	for _, m := range ms {
-		rs.maps[m.name] = m
+		rs.maps[strings.ToLower(m.name)] = m
+	}
+	ts, err := merge("custom tags", tags)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range ts {
+		rs.tags[strings.ToLower(t.name)] = t
+	}
+	names, err := merge("allowed server variable", allowed)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		rs.allowed[strings.ToUpper(n)] = true
 	}
 	for _, pc := range pcs {
 		cp := *pc
@@ -101,6 +122,9 @@ func (rs *Ruleset) bindRules() (err error) {
 		}
 		if _, ok := rs.pre[strings.ToLower(r.pre)]; err == nil && r.pre != "" && !ok {
 			err = fmt.Errorf("preCondition %q does not exist", r.pre)
+		}
+		if err == nil && r.tags&flagCustomTags != 0 && rs.tags[strings.ToLower(r.customTags)] == nil {
+			err = fmt.Errorf("custom tags %q do not exist", r.customTags)
 		}
 		if err != nil {
 			return &ConfigError{Msg: fmt.Sprintf("outbound rule %q: %v", r.name, err)}
@@ -165,9 +189,18 @@ type Result struct {
 	// Status of a redirect or custom response.
 	Status int
 	Reason string
+	// Set are the server variables that were set, by upper-case name; their values are in Request.Vars.
+	Set []string
 }
 
-func (r *Request) variable(resp http.Header, path, query string) func(string) string {
+// RuntimeError is what IIS answers with 500.50: a rule can't be carried out.
+type RuntimeError struct {
+	Rule, Msg string
+}
+
+func (e *RuntimeError) Error() string { return fmt.Sprintf("rule %q: %s", e.Rule, e.Msg) }
+
+func (r *Request) variable(resp *Response, path, query string) func(string) string {
 	return func(name string) string {
 		up := strings.ToUpper(name)
 		if v, ok := r.Vars[up]; ok {
@@ -212,9 +245,20 @@ func (r *Request) variable(resp http.Header, path, query string) func(string) st
 			return r.RemoteAddr
 		case "CONTENT_TYPE", "CONTENT_LENGTH":
 			return r.Header.Get(headerName(up))
+		case "HTTP_X_ORIGINAL_URL":
+			// What came in, before any rule: path decoded, query as sent.
+			if r.RawQuery != "" {
+				return r.Path + "?" + r.RawQuery
+			}
+			return r.Path
+		case "RESPONSE_STATUS":
+			if resp != nil && resp.Status != 0 {
+				return strconv.Itoa(resp.Status)
+			}
+			return ""
 		}
 		if h, ok := strings.CutPrefix(up, "RESPONSE_"); ok && resp != nil {
-			return strings.Join(resp.Values(headerName(h)), ", ")
+			return strings.Join(resp.Header.Values(headerName(h)), ", ")
 		}
 		if h, ok := strings.CutPrefix(up, "HTTP_"); ok {
 			sep := ", "
@@ -237,14 +281,19 @@ func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
 	var res Result
 	path, query := req.Path, req.RawQuery
 	for _, stage := range []struct {
-		rules []*inboundRule
-		base  string
-	}{{rs.global, "/"}, {rs.inbound, base}} {
+		rules  []*inboundRule
+		base   string
+		global bool
+	}{{rs.global, "/", true}, {rs.inbound, base, false}} {
 		for _, r := range stage.rules {
 			if !r.enabled {
 				continue
 			}
-			done, err := rs.inboundOne(r, req, &res, stage.base, &path, &query)
+			done, err := rs.inboundOne(r, req, &res, stage.base, stage.global, &path, &query)
+			var rt *RuntimeError
+			if errors.As(err, &rt) {
+				return res, err
+			}
 			if err != nil {
 				return res, fmt.Errorf("rule %q: %w", r.name, err)
 			}
@@ -264,7 +313,7 @@ func relative(path, base string) string {
 	return strings.TrimPrefix(path, "/")
 }
 
-func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, path, query *string) (done bool, err error) {
+func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, global bool, path, query *string) (done bool, err error) {
 	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps}
 	if r.url != nil {
 		caps, err := r.url.match(relative(*path, base))
@@ -282,12 +331,16 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 	}
 	res.Rules = append(res.Rules, r.name)
 	for _, v := range r.setVars {
+		if up := strings.ToUpper(v.name); !global && !rs.allowed[up] {
+			return false, &RuntimeError{Rule: r.name, Msg: fmt.Sprintf("the server variable %q is not allowed to be set: it is not in allowedServerVariables", v.name)}
+		}
 		if req.Vars == nil {
 			req.Vars = map[string]string{}
 		}
 		name := strings.ToUpper(v.name)
 		if old := sc.variable(name); v.replace || old == "" {
 			req.Vars[name] = v.valueT.expand(sc)
+			res.Set = append(res.Set, name)
 		}
 	}
 	switch r.action {
@@ -376,52 +429,75 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 }
 
 // Outbound evaluates the outbound rules and changes the response's headers in place. It returns the names of the rules
-// that ran. The error means "no verdict", or a rule that rewrites bodies.
+// that ran. The error means "no verdict", or a rule that rewrites bodies: those need Respond.
 func (rs *Ruleset) Outbound(req *Request, resp http.Header) ([]string, error) {
-	var ran []string
+	ran, _, err := rs.respond(req, &Response{Header: resp}, false)
+	return ran, err
+}
+
+// Respond evaluates the outbound rules and changes the response in place. It returns the names of the rules that ran, and
+// whether one of them had something to rewrite. The error means "no verdict".
+func (rs *Ruleset) Respond(req *Request, resp *Response) (ran []string, rewrote bool, err error) {
+	return rs.respond(req, resp, true)
+}
+
+func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []string, rewrote bool, err error) {
 	for _, r := range rs.outbound {
 		if !r.enabled {
 			continue
 		}
-		sc := &scope{variable: req.variable(resp, req.Path, req.RawQuery), maps: rs.maps}
-		if r.pre != "" {
-			pc := rs.pre[strings.ToLower(r.pre)]
-			ok, err := matchAllOf(pc.conditions, pc.matchAny, false, sc, req)
-			if err != nil {
-				return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
+		applies, err := rs.preConditionHolds(r, req, resp)
+		did := false
+		if err == nil && applies {
+			switch {
+			case r.variable != "":
+				did, err = rs.header(r, req, resp)
+			case !bodies:
+				err = fmt.Errorf("%w: it rewrites bodies, and there is none here", ErrInput)
+			default:
+				did, err = rs.body(r, req, resp)
 			}
-			if !ok {
-				continue
-			}
-			sc.cond = nil
 		}
-		if r.variable == "" {
-			return ran, fmt.Errorf("%w: outbound rule %q rewrites bodies, which is not evaluated", ErrInput, r.name)
-		}
-		caps, err := r.pattern.match(sc.variable(r.variable))
 		if err != nil {
-			return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
+			return ran, rewrote, fmt.Errorf("outbound rule %q: %w", r.name, err)
 		}
-		if (caps != nil) == r.negate {
-			continue
-		}
-		sc.rule = caps
-		ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
-		if err != nil {
-			return ran, fmt.Errorf("outbound rule %q: %w", r.name, err)
-		}
-		if !ok {
+		if !did {
 			continue
 		}
 		ran = append(ran, r.name)
-		if h, isHeader := strings.CutPrefix(strings.ToUpper(r.variable), "RESPONSE_"); isHeader && r.action == "Rewrite" {
-			if r.replace || resp.Get(headerName(h)) == "" {
-				resp.Set(headerName(h), r.valueT.expand(sc))
-			}
-		}
+		rewrote = rewrote || r.action == "Rewrite"
 		if r.stop {
 			break
 		}
 	}
-	return ran, nil
+	return ran, rewrote, nil
+}
+
+func (rs *Ruleset) preConditionHolds(r *outboundRule, req *Request, resp *Response) (bool, error) {
+	if r.pre == "" {
+		return true, nil
+	}
+	pc := rs.pre[strings.ToLower(r.pre)]
+	sc := &scope{variable: req.variable(resp, req.Path, req.RawQuery), maps: rs.maps}
+	return matchAllOf(pc.conditions, pc.matchAny, false, sc, req)
+}
+
+// header evaluates a rule over a server variable; only response headers are changed.
+func (rs *Ruleset) header(r *outboundRule, req *Request, resp *Response) (bool, error) {
+	sc := &scope{variable: req.variable(resp, req.Path, req.RawQuery), maps: rs.maps}
+	caps, err := r.pattern.match(sc.variable(r.variable))
+	if err != nil || (caps != nil) == r.negate {
+		return false, err
+	}
+	sc.rule = caps
+	ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
+	if err != nil || !ok {
+		return false, err
+	}
+	if h, isHeader := strings.CutPrefix(strings.ToUpper(r.variable), "RESPONSE_"); isHeader && r.action == "Rewrite" {
+		if r.replace || resp.Header.Get(headerName(h)) == "" {
+			resp.Header.Set(headerName(h), r.valueT.expand(sc))
+		}
+	}
+	return true, nil
 }

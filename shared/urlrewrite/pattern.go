@@ -69,7 +69,7 @@ func compilePattern(src string, syn syntax, ignoreCase bool) (*pattern, error) {
 			if i > 0 {
 				b.WriteString("(.*)")
 			}
-			b.WriteString(regexp2.Escape(part))
+			b.WriteString(strings.ReplaceAll(regexp2.Escape(part), `\?`, "."))
 		}
 		b.WriteByte('$')
 		expr = b.String()
@@ -115,6 +115,50 @@ func (p *pattern) match(in string) ([]string, error) {
 		out[i] = groups[i].String()
 	}
 	return out, nil
+}
+
+// find is match in a body: the first match at or after an offset, with its place; from is -1 when there is none. An exact
+// pattern is searched for as a substring.
+func (p *pattern) find(in string, at int) (from, to int, captures []string, err error) {
+	if p.exact {
+		if p.source == "" {
+			return -1, 0, nil, nil
+		}
+		hay, needle := in, p.source
+		if p.fold {
+			hay, needle = asciiLower(in), asciiLower(p.source)
+		}
+		i := strings.Index(hay[at:], needle)
+		if i < 0 {
+			return -1, 0, nil, nil
+		}
+		from, to = at+i, at+i+len(needle)
+		return from, to, []string{in[from:to]}, nil
+	}
+	runes := []rune(in)
+	m, err := p.re.FindRunesMatchStartingAt(runes, len([]rune(in[:at])))
+	if err != nil {
+		return -1, 0, nil, fmt.Errorf("%w: pattern %q: %w", ErrInput, p.source, err)
+	}
+	if m == nil {
+		return -1, 0, nil, nil
+	}
+	from = len(string(runes[:m.Index]))
+	to = from + len(m.String())
+	for _, g := range m.Groups() {
+		captures = append(captures, g.String())
+	}
+	return from, to, captures, nil
+}
+
+// asciiLower keeps offsets: lowering other letters can change their length.
+func asciiLower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 // PatternError says where in a pattern something is wrong.

@@ -2,11 +2,13 @@
 // the semantics of Microsoft's URL Rewrite 2.1 configuration reference; where a file lies, and who inherits what, is the
 // room of iisconfig.
 //
-// Not evaluated yet, and refused rather than guessed: outbound rules that rewrite bodies, and providers.
+// Providers (code of third parties that runs inside IIS) are refused rather than guessed.
 package urlrewrite
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -21,6 +23,8 @@ type Section struct {
 	outbound list[*outboundRule]
 	pre      list[*preCondition]
 	maps     list[*rewriteMap]
+	tags     list[*tagSet]
+	allowed  list[string]
 }
 
 // list is one collection with its clear and remove instructions, in order.
@@ -88,6 +92,9 @@ type outboundRule struct {
 	enabled, stop bool
 	pre           string
 	variable      string
+	tags          uint32 // which tags' attributes, of bodies; 0: the whole body
+	customTags    string
+	occurrences   int64 // how many in a body; 0: all
 	pattern       *pattern
 	negate        bool
 	conditions    []condition
@@ -112,11 +119,15 @@ type rewriteMap struct {
 	ignoreCase bool
 }
 
-func (m *rewriteMap) get(key string) string {
+func (m *rewriteMap) key(k string) string {
 	if m.ignoreCase {
-		key = strings.ToLower(key)
+		return strings.ToLower(k)
 	}
-	if v, ok := m.entries[key]; ok {
+	return k
+}
+
+func (m *rewriteMap) get(key string) string {
+	if v, ok := m.entries[m.key(key)]; ok {
 		return v
 	}
 	return m.absent
@@ -143,6 +154,12 @@ func (p *parser) prefix() string {
 func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (*Section, error) {
 	p := &parser{doc, where}
 	s := &Section{}
+	if rewrite.HasText {
+		return nil, p.errorf(rewrite, "text inside <rewrite>")
+	}
+	if err := p.attrs(rewrite); err != nil {
+		return nil, err
+	}
 	for _, c := range rewrite.Children {
 		var err error
 		switch c.Name {
@@ -155,6 +172,7 @@ func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (
 		case "rewriteMaps":
 			err = p.rewriteMaps(c, s)
 		case "allowedServerVariables":
+			err = p.allowedVariables(c, s)
 		case "providers":
 			if len(c.Children) > 0 {
 				err = p.errorf(c, "rewrite providers are not supported")
@@ -213,8 +231,19 @@ func eachOp[T any](p *parser, e *xmldoc.Element, element, key string, l *list[T]
 		where := fmt.Sprintf("%sline %d, column %d", p.prefix(), line, col)
 		switch c.Name {
 		case "clear":
+			if err := p.attrs(c); err != nil {
+				return err
+			}
 			l.ops = append(l.ops, op[T]{clear: true, where: where})
+			seen = map[string]bool{}
 		case "remove":
+			if err := p.attrs(c, key); err != nil {
+				return err
+			}
+			if c.Attr(key) == "" {
+				return p.errorf(c, "<remove> without %s", key)
+			}
+			delete(seen, strings.ToLower(c.Attr(key)))
 			l.ops = append(l.ops, op[T]{remove: c.Attr(key), where: where})
 		case element:
 			name, ok := c.Lookup(key)
@@ -298,6 +327,9 @@ func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 	if err := p.children(e, "match", "conditions", "serverVariables", "action"); err != nil {
 		return nil, err
 	}
+	if err := p.once(e); err != nil {
+		return nil, err
+	}
 	syn, err := p.syntax(e)
 	if err != nil {
 		return nil, err
@@ -312,19 +344,21 @@ func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 		if err := p.attrs(m, "url", "ignoreCase", "negate"); err != nil {
 			return nil, err
 		}
+		if err := p.children(m); err != nil {
+			return nil, err
+		}
+		if u, ok := m.Lookup("url"); ok && u == "" {
+			return nil, p.errorf(m, "url is empty")
+		}
 		if r.url, r.urlNegate, err = p.matcher(m, "url", syn); err != nil {
 			return nil, err
 		}
 	}
-	if r.conditions, r.matchAny, r.trackAll, err = p.conditions(e.Child("conditions"), syn); err != nil {
+	if r.conditions, r.matchAny, r.trackAll, err = p.conditions(e.Child("conditions"), syn, false); err != nil {
 		return nil, err
 	}
-	for _, sv := range e.Child("serverVariables").All("set") {
-		replace, err := p.boolean(sv, "replace", true)
-		if err != nil {
-			return nil, err
-		}
-		r.setVars = append(r.setVars, setVar{name: sv.Attr("name"), value: sv.Attr("value"), replace: replace})
+	if r.setVars, err = p.serverVariables(e.Child("serverVariables")); err != nil {
+		return nil, err
 	}
 	if a := e.Child("action"); a != nil {
 		err = p.inboundAction(a, r)
@@ -332,54 +366,140 @@ func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 	return r, err
 }
 
+func (p *parser) serverVariables(e *xmldoc.Element) (out []setVar, err error) {
+	if e == nil {
+		return nil, nil
+	}
+	if err := errors.Join(p.attrs(e), p.children(e, "set")); err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for _, sv := range e.Children {
+		if err := errors.Join(p.attrs(sv, "name", "value", "replace"), p.children(sv)); err != nil {
+			return nil, err
+		}
+		name := sv.Attr("name")
+		if name == "" || strings.TrimSpace(name) != name {
+			return nil, p.errorf(sv, "<set> needs a name without blanks around it")
+		}
+		if up := strings.ToUpper(name); seen[up] {
+			return nil, p.errorf(sv, "a second <set> with name %q", name)
+		} else {
+			seen[up] = true
+		}
+		replace, err := p.boolean(sv, "replace", true)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, setVar{name: name, value: sv.Attr("value"), replace: replace})
+	}
+	return out, nil
+}
+
+// once refuses a second element of one name below a rule.
+func (p *parser) once(e *xmldoc.Element) error {
+	seen := map[string]bool{}
+	for _, c := range e.Children {
+		if seen[c.Name] {
+			return p.errorf(c, "a second <%s> in <%s>", c.Name, e.Name)
+		}
+		seen[c.Name] = true
+	}
+	return nil
+}
+
+// enum reads an enumerated attribute. IIS's documentation and tools write values in any case.
+func (p *parser) enum(e *xmldoc.Element, attr, absent string, values ...string) (string, error) {
+	v, ok := e.Lookup(attr)
+	if !ok {
+		return absent, nil
+	}
+	for _, x := range values {
+		if strings.EqualFold(v, x) {
+			return x, nil
+		}
+	}
+	return "", p.errorf(e, "%s=%q is none of %s", attr, v, strings.Join(values, ", "))
+}
+
+func (p *parser) number(e *xmldoc.Element, attr string, lo, hi int64) (int64, error) {
+	v, ok := e.Lookup(attr)
+	if !ok {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < lo || n > hi {
+		return 0, p.errorf(e, "%s=%q is not a number from %d to %d", attr, v, lo, hi)
+	}
+	return n, nil
+}
+
+// allowedVariables reads which server variables rules of sites may set.
+func (p *parser) allowedVariables(e *xmldoc.Element, s *Section) error {
+	if err := errors.Join(p.attrs(e), p.children(e, "add", "clear", "remove")); err != nil {
+		return err
+	}
+	return eachOp(p, e, "add", "name", &s.allowed, func(a *xmldoc.Element) (string, error) {
+		return a.Attr("name"), errors.Join(p.attrs(a, "name"), p.children(a))
+	})
+}
+
 func (p *parser) inboundAction(a *xmldoc.Element, r *inboundRule) (err error) {
 	if err := p.attrs(a, "type", "url", "appendQueryString", "logRewrittenUrl", "redirectType", "statusCode", "subStatusCode",
 		"statusReason", "statusDescription"); err != nil {
 		return err
 	}
-	r.action = a.AttrOr("type", "None")
+	if err := p.children(a); err != nil {
+		return err
+	}
+	if r.action, err = p.enum(a, "type", "None", "None", "Rewrite", "Redirect", "CustomResponse", "AbortRequest"); err != nil {
+		return err
+	}
 	r.target = a.Attr("url")
+	if strings.TrimSpace(r.target) != r.target {
+		return p.errorf(a, "url=%q has blanks around it", r.target)
+	}
 	if r.appendQuery, err = p.boolean(a, "appendQueryString", true); err != nil {
 		return err
 	}
+	if _, err = p.boolean(a, "logRewrittenUrl", false); err != nil {
+		return err
+	}
+	kind, err := p.enum(a, "redirectType", "Permanent", "Permanent", "Found", "SeeOther", "Temporary", "301", "302", "303", "307")
+	if err != nil {
+		return err
+	}
+	r.redirectStatus = map[string]int{"Permanent": 301, "301": 301, "Found": 302, "302": 302, "SeeOther": 303, "303": 303, "Temporary": 307, "307": 307}[kind]
+	code, err := p.number(a, "statusCode", 0, math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	if code >= 300 && code <= 307 {
+		return p.errorf(a, "statusCode=%d: 300 to 307 are not allowed here", code)
+	}
+	if _, err := p.number(a, "subStatusCode", 0, 999); err != nil {
+		return err
+	}
 	switch r.action {
-	case "None", "AbortRequest":
 	case "Rewrite", "Redirect":
 		if r.target == "" {
 			return p.errorf(a, "action %s needs a url", r.action)
 		}
-		switch v := a.AttrOr("redirectType", "Permanent"); v {
-		case "Permanent", "301":
-			r.redirectStatus = 301
-		case "Found", "302":
-			r.redirectStatus = 302
-		case "SeeOther", "303":
-			r.redirectStatus = 303
-		case "Temporary", "307":
-			r.redirectStatus = 307
-		default:
-			return p.errorf(a, "redirectType=%q is not known", v)
-		}
 	case "CustomResponse":
-		code, err := strconv.Atoi(a.Attr("statusCode"))
-		if err != nil || code < 1 || code > 999 {
+		if code < 1 || code > 999 {
 			return p.errorf(a, "statusCode=%q is not a status", a.Attr("statusCode"))
 		}
-		if code == 301 || code == 302 || code == 303 || code == 307 {
-			return p.errorf(a, "statusCode=%d is a redirect", code)
-		}
-		r.status, r.reason = code, a.Attr("statusReason")
-	default:
-		return p.errorf(a, "action type %q is not known", r.action)
+		r.status, r.reason = int(code), a.Attr("statusReason")
 	}
 	return nil
 }
 
 func (p *parser) syntax(e *xmldoc.Element) (syntax, error) {
-	syn, ok := parseSyntax(e.Attr("patternSyntax"))
-	if !ok {
-		return 0, p.errorf(e, "patternSyntax=%q is not known", e.Attr("patternSyntax"))
+	v, err := p.enum(e, "patternSyntax", "ECMAScript", "ECMAScript", "Wildcard", "ExactMatch")
+	if err != nil {
+		return 0, err
 	}
+	syn, _ := parseSyntax(v)
 	return syn, nil
 }
 
@@ -400,19 +520,13 @@ func (p *parser) matcher(e *xmldoc.Element, attr string, syn syntax) (*pattern, 
 }
 
 func (p *parser) grouping(e *xmldoc.Element) (matchAny bool, err error) {
-	switch v := e.AttrOr("logicalGrouping", "MatchAll"); v {
-	case "MatchAll":
-		return false, nil
-	case "MatchAny":
-		return true, nil
-	default:
-		return false, p.errorf(e, "logicalGrouping=%q is neither MatchAll nor MatchAny", v)
-	}
+	v, err := p.enum(e, "logicalGrouping", "MatchAll", "MatchAll", "MatchAny")
+	return v == "MatchAny", err
 }
 
-func (p *parser) conditions(e *xmldoc.Element, syn syntax) (cs []condition, matchAny, trackAll bool, err error) {
+func (p *parser) conditions(e *xmldoc.Element, syn syntax, trackByDefault bool) (cs []condition, matchAny, trackAll bool, err error) {
 	if e == nil {
-		return nil, false, false, nil
+		return nil, false, trackByDefault, nil
 	}
 	if err = p.attrs(e, "logicalGrouping", "trackAllCaptures"); err != nil {
 		return nil, false, false, err
@@ -423,20 +537,25 @@ func (p *parser) conditions(e *xmldoc.Element, syn syntax) (cs []condition, matc
 	if matchAny, err = p.grouping(e); err != nil {
 		return nil, false, false, err
 	}
-	if trackAll, err = p.boolean(e, "trackAllCaptures", false); err != nil {
+	if trackAll, err = p.boolean(e, "trackAllCaptures", trackByDefault); err != nil {
 		return nil, false, false, err
 	}
 	for _, a := range e.Children {
 		if err = p.attrs(a, "input", "matchType", "pattern", "ignoreCase", "negate"); err != nil {
 			return nil, false, false, err
 		}
-		c := condition{input: a.Attr("input"), matchType: a.AttrOr("matchType", "Pattern")}
-		switch c.matchType {
-		case "Pattern", "0":
-			c.matchType = "Pattern"
-		case "IsFile", "IsDirectory":
-		default:
-			return nil, false, false, p.errorf(a, "matchType=%q is not known", c.matchType)
+		if err = p.children(a); err != nil {
+			return nil, false, false, err
+		}
+		c := condition{input: a.Attr("input")}
+		if c.input == "" {
+			return nil, false, false, p.errorf(a, "a condition without input")
+		}
+		if c.matchType, err = p.enum(a, "matchType", "Pattern", "Pattern", "IsFile", "IsDirectory", "0", "1", "2"); err != nil {
+			return nil, false, false, err
+		}
+		if i := strings.Index("012", c.matchType); i >= 0 {
+			c.matchType = []string{"Pattern", "IsFile", "IsDirectory"}[i]
 		}
 		if c.pattern, c.negate, err = p.matcher(a, "pattern", syn); err != nil {
 			return nil, false, false, err
@@ -448,7 +567,15 @@ func (p *parser) conditions(e *xmldoc.Element, syn syntax) (cs []condition, matc
 
 func (p *parser) outboundRules(e *xmldoc.Element, s *Section) error {
 	if e.Name != "" {
-		if err := p.children(e, "rule", "preConditions", "customTags", "clear", "remove"); err != nil {
+		if err := errors.Join(p.attrs(e, "rewriteBeforeCache"), p.children(e, "rule", "preConditions", "customTags", "clear", "remove")); err != nil {
+			return err
+		}
+		if _, err := p.boolean(e, "rewriteBeforeCache", false); err != nil {
+			return err
+		}
+	}
+	if tags := e.Child("customTags"); tags != nil {
+		if err := p.customTags(tags, s); err != nil {
 			return err
 		}
 	}
@@ -479,10 +606,16 @@ func (p *parser) preCondition(e *xmldoc.Element) (*preCondition, error) {
 		return nil, err
 	}
 	for _, a := range e.Children {
-		if err := p.attrs(a, "input", "pattern", "ignoreCase", "negate"); err != nil {
+		if err := errors.Join(p.attrs(a, "input", "matchType", "pattern", "ignoreCase", "negate"), p.children(a)); err != nil {
 			return nil, err
 		}
 		c := condition{input: a.Attr("input"), matchType: "Pattern"}
+		if _, err := p.enum(a, "matchType", "Pattern", "Pattern", "IsFile", "IsDirectory"); err != nil {
+			return nil, err
+		}
+		if c.input == "" {
+			return nil, p.errorf(a, "a condition without input")
+		}
 		if c.pattern, c.negate, err = p.matcher(a, "pattern", syn); err != nil {
 			return nil, err
 		}
@@ -495,7 +628,7 @@ func (p *parser) outboundRule(e *xmldoc.Element) (*outboundRule, error) {
 	if err := p.attrs(e, "name", "preCondition", "enabled", "patternSyntax", "stopProcessing"); err != nil {
 		return nil, err
 	}
-	if err := p.children(e, "match", "conditions", "action"); err != nil {
+	if err := errors.Join(p.children(e, "match", "conditions", "action"), p.once(e)); err != nil {
 		return nil, err
 	}
 	r := &outboundRule{name: e.Attr("name"), pre: e.Attr("preCondition"), action: "None"}
@@ -516,20 +649,26 @@ func (p *parser) outboundRule(e *xmldoc.Element) (*outboundRule, error) {
 	if err := p.attrs(m, "serverVariable", "filterByTags", "customTags", "pattern", "ignoreCase", "negate", "occurrences"); err != nil {
 		return nil, err
 	}
+	if err := p.bodyMatch(m, r); err != nil {
+		return nil, err
+	}
 	r.variable = m.Attr("serverVariable")
 	if r.pattern, r.negate, err = p.matcher(m, "pattern", syn); err != nil {
 		return nil, err
 	}
-	if r.conditions, r.matchAny, r.trackAll, err = p.conditions(e.Child("conditions"), syn); err != nil {
+	if r.conditions, r.matchAny, r.trackAll, err = p.conditions(e.Child("conditions"), syn, true); err != nil {
 		return nil, err
 	}
 	if a := e.Child("action"); a != nil {
 		if err := p.attrs(a, "type", "value", "replace"); err != nil {
 			return nil, err
 		}
-		r.action, r.value = a.AttrOr("type", "None"), a.Attr("value")
-		if r.action != "None" && r.action != "Rewrite" {
-			return nil, p.errorf(a, "action type %q is not known for an outbound rule", r.action)
+		if err := p.children(a); err != nil {
+			return nil, err
+		}
+		r.value = a.Attr("value")
+		if r.action, err = p.enum(a, "type", "None", "None", "Rewrite"); err != nil {
+			return nil, err
 		}
 		if r.replace, err = p.boolean(a, "replace", true); err != nil {
 			return nil, err
@@ -539,21 +678,46 @@ func (p *parser) outboundRule(e *xmldoc.Element) (*outboundRule, error) {
 }
 
 func (p *parser) rewriteMaps(e *xmldoc.Element, s *Section) error {
+	if err := errors.Join(p.attrs(e), p.children(e, "rewriteMap", "clear", "remove")); err != nil {
+		return err
+	}
 	return eachOp(p, e, "rewriteMap", "name", &s.maps, func(m *xmldoc.Element) (*rewriteMap, error) {
+		if err := errors.Join(p.attrs(m, "name", "defaultValue", "ignoreCase"), p.children(m, "add", "clear", "remove")); err != nil {
+			return nil, err
+		}
+		if n := m.Attr("name"); strings.TrimSpace(n) != n {
+			return nil, p.errorf(m, "name=%q has blanks around it", n)
+		}
 		fold, err := p.boolean(m, "ignoreCase", true)
 		if err != nil {
 			return nil, err
 		}
 		out := &rewriteMap{name: m.Attr("name"), entries: map[string]string{}, absent: m.Attr("defaultValue"), ignoreCase: fold}
-		for _, a := range m.All("add") {
-			key := a.Attr("key")
-			if fold {
-				key = strings.ToLower(key)
+		exact := map[string]bool{} // the schema compares keys by case, the look-up as the map says
+		for _, a := range m.Children {
+			switch a.Name {
+			case "clear":
+				out.entries, exact = map[string]string{}, map[string]bool{}
+				continue
+			case "remove":
+				delete(out.entries, out.key(a.Attr("key")))
+				delete(exact, a.Attr("key"))
+				continue
 			}
-			if _, dup := out.entries[key]; dup {
-				return nil, p.errorf(a, "a second key %q", a.Attr("key"))
+			key, ok := a.Lookup("key")
+			if err := errors.Join(p.attrs(a, "key", "value"), p.children(a)); err != nil {
+				return nil, err
 			}
-			out.entries[key] = a.Attr("value")
+			if !ok {
+				return nil, p.errorf(a, "<add> without key")
+			}
+			if exact[key] {
+				return nil, p.errorf(a, "a second key %q", key)
+			}
+			exact[key] = true
+			if _, dup := out.entries[out.key(key)]; !dup {
+				out.entries[out.key(key)] = a.Attr("value")
+			}
 		}
 		return out, nil
 	})

@@ -119,8 +119,8 @@ func namedNode(name string, arg *template, maps map[string]*rewriteMap) (node, e
 	case "tolower", "urlencode", "urldecode":
 		return node{text: strings.ToLower(name), kind: nodeFunction, arg: arg}, nil
 	}
-	if _, ok := maps[name]; ok {
-		return node{text: name, kind: nodeMap, arg: arg}, nil
+	if _, ok := maps[strings.ToLower(name)]; ok {
+		return node{text: strings.ToLower(name), kind: nodeMap, arg: arg}, nil
 	}
 	return node{}, fmt.Errorf("no function or rewrite map %q", name)
 }

@@ -170,7 +170,7 @@ func TestWhatIISRefusesIsRefusedWithItsPlace(t *testing.T) {
 		"no name":           {`<rewrite><rules><rule/></rules></rewrite>`, "without name"},
 		"stray element":     {`<rewrite><rules><rule name="a"><mach/></rule></rules></rewrite>`, "does not belong"},
 		"bad boolean":       {`<rewrite><rules><rule name="a" enabled="yes"/></rules></rewrite>`, "neither true nor false"},
-		"bad action":        {`<rewrite><rules><rule name="a"><action type="Explode"/></rule></rules></rewrite>`, `"Explode" is not known`},
+		"bad action":        {`<rewrite><rules><rule name="a"><action type="Explode"/></rule></rules></rewrite>`, `type="Explode" is none of None, Rewrite`},
 		"bad template":      {`<rewrite><rules><rule name="a"><match url=".*"/><conditions><add input="{REQUEST_URI" pattern="."/></conditions></rule></rules></rewrite>`, "{ without }"},
 		"no preCondition":   {`<rewrite><outboundRules><rule name="a" preCondition="x"><match serverVariable="RESPONSE_X" pattern="."/></rule></outboundRules></rewrite>`, `"x" does not exist`},
 	} {
