@@ -159,8 +159,10 @@ type Request struct {
 	Method, Scheme, Host string
 	// Path is the percent-decoded path with its leading slash, site-absolute; RawQuery the query as sent.
 	Path, RawQuery string
-	Header         http.Header
-	RemoteAddr     string
+	// RawPath is the path as sent; empty: Path.
+	RawPath    string
+	Header     http.Header
+	RemoteAddr string
 	// Vars override computed server variables, by upper-case name.
 	Vars map[string]string
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
@@ -207,7 +209,16 @@ func (r *Request) variable(resp *Response, path, query string) func(string) stri
 			return v
 		}
 		switch up {
-		case "REQUEST_URI", "UNENCODED_URL":
+		case "UNENCODED_URL", "HTTP_URL":
+			raw := r.RawPath
+			if raw == "" {
+				raw = r.Path
+			}
+			if r.RawQuery != "" {
+				raw += "?" + r.RawQuery
+			}
+			return raw
+		case "REQUEST_URI":
 			if query != "" {
 				return path + "?" + query
 			}

@@ -49,7 +49,9 @@ type pattern struct {
 	re     *regexp2.Regexp
 }
 
-func compilePattern(src string, syn syntax, ignoreCase bool) (*pattern, error) {
+// compilePattern compiles a pattern. careful also refuses what can take exponential time: of our own rules, not of those that
+// stand on somebody's server and are IIS's matter.
+func compilePattern(src string, syn syntax, ignoreCase, careful bool) (*pattern, error) {
 	if len(src) > maxPattern {
 		return nil, fmt.Errorf("pattern longer than %d bytes", maxPattern)
 	}
@@ -60,7 +62,7 @@ func compilePattern(src string, syn syntax, ignoreCase bool) (*pattern, error) {
 		p.exact = true
 		return p, nil
 	case wildcard:
-		if n := strings.Count(src, "*"); n > maxBeside {
+		if n := strings.Count(src, "*"); careful && n > maxBeside {
 			return nil, fmt.Errorf("pattern %q: more than %d wildcards", src, maxBeside)
 		}
 		var b strings.Builder
@@ -74,9 +76,10 @@ func compilePattern(src string, syn syntax, ignoreCase bool) (*pattern, error) {
 		b.WriteByte('$')
 		expr = b.String()
 	case ecmaScript:
-		if err := CheckPattern(src); err != nil {
+		if err := checkPattern(src, careful); err != nil {
 			return nil, err
 		}
+		expr = ecmaToNet(src)
 	}
 	var opts regexp2.RegexOptions = regexp2.ECMAScript
 	if ignoreCase {
@@ -174,15 +177,17 @@ func (e *PatternError) Error() string {
 
 // CheckPattern accepts the dialect of URL Rewrite (ECMAScript 3, ECMA-262 third edition, section 15.10) and refuses what
 // other engines add to it, and patterns whose matching can take exponential time.
-func CheckPattern(src string) error {
-	s := &scanner{src: src}
+func CheckPattern(src string) error { return checkPattern(src, true) }
+
+func checkPattern(src string, careful bool) error {
+	s := &scanner{src: src, careful: careful}
 	if _, err := s.alternatives(0); err != nil {
 		return err
 	}
 	if s.pos < len(src) {
 		return s.fail(s.pos, "unmatched )")
 	}
-	if s.unbounded > maxUnbounded {
+	if careful && s.unbounded > maxUnbounded {
 		return s.fail(0, "more than %d unbounded repetitions", maxUnbounded)
 	}
 	return nil
@@ -196,6 +201,35 @@ const (
 	ecmaGroupHint  = "is not ECMAScript 3, which has only (?:...), (?=...) and (?!...)"
 	ecmaEscapeHint = "is not an escape of ECMAScript 3"
 )
+
+// ecmaToNet turns an ECMAScript pattern into one that regexp2 reads the same way. Two things differ even in its ECMAScript mode:
+// there `.` matches \r, U+2028 and U+2029, and `$` matches before a final \n, and both have let requests past a rule.
+func ecmaToNet(src string) string {
+	var b strings.Builder
+	class := false
+	for i := 0; i < len(src); i++ {
+		c := src[i]
+		switch {
+		case c == '\\' && i+1 < len(src):
+			b.WriteByte(c)
+			i++
+			b.WriteByte(src[i])
+		case class:
+			class = c != ']'
+			b.WriteByte(c)
+		case c == '[':
+			class = true
+			b.WriteByte(c)
+		case c == '.':
+			b.WriteString(`[^\n\r\u2028\u2029]`)
+		case c == '$':
+			b.WriteString(`(?!\n)$`)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
 
 // charset is a set of bytes; everything beyond ASCII is one member, 128.
 type charset [3]uint64
@@ -236,6 +270,7 @@ type scanner struct {
 	pos       int
 	unbounded int
 	beside    int
+	careful   bool
 }
 
 func (s *scanner) fail(at int, format string, args ...any) error {
@@ -337,6 +372,7 @@ func (s *scanner) sequence(depth int) (shape, error) {
 		if loop {
 			s.unbounded++
 			switch {
+			case !s.careful:
 			case atom.ambiguous != "":
 				return out, s.fail(at, "can take exponential time: %s, repeated", atom.ambiguous)
 			case atom.hasLoop && !delimited(atom):
@@ -346,7 +382,7 @@ func (s *scanner) sequence(depth int) (shape, error) {
 			}
 			if beside.folded().overlaps(atom.first.or(atom.loops).folded()) {
 				out.ambiguous = "two repetitions side by side that can match the same text"
-				if s.beside++; s.beside > maxBeside {
+				if s.beside++; s.careful && s.beside > maxBeside {
 					return out, s.fail(at, "more than %d repetitions that can match the same text: takes too long on a long input", maxBeside)
 				}
 			}

@@ -137,6 +137,10 @@ func (m *rewriteMap) get(key string) string {
 type parser struct {
 	doc   *xmldoc.Document
 	where string
+	// careful: these are rules of a mitigation, whose patterns must not take exponential time.
+	careful bool
+	// global: the rules are global ones, whose schema differs a little.
+	global bool
 }
 
 func (p *parser) errorf(e *xmldoc.Element, format string, args ...any) error {
@@ -152,7 +156,7 @@ func (p *parser) prefix() string {
 
 // ParseSection reads a <rewrite> element. where names the file for errors; it may be empty.
 func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (*Section, error) {
-	p := &parser{doc, where}
+	p := &parser{doc: doc, where: where}
 	s := &Section{}
 	if rewrite.HasText {
 		return nil, p.errorf(rewrite, "text inside <rewrite>")
@@ -166,7 +170,9 @@ func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (
 		case "rules":
 			err = p.rules(c, &s.inbound)
 		case "globalRules":
+			p.global = true
 			err = p.rules(c, &s.global)
+			p.global = false
 		case "outboundRules":
 			err = p.outboundRules(c, s)
 		case "rewriteMaps":
@@ -195,7 +201,7 @@ func ParseFragment(data []byte, outbound bool) (*Section, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p, s := &parser{doc: doc}, &Section{}
+	p, s := &parser{doc: doc, careful: true}, &Section{}
 	if outbound {
 		err = p.outboundRules(doc.Root, s)
 	} else {
@@ -462,6 +468,9 @@ func (p *parser) inboundAction(a *xmldoc.Element, r *inboundRule) (err error) {
 	if r.appendQuery, err = p.boolean(a, "appendQueryString", true); err != nil {
 		return err
 	}
+	if _, ok := a.Lookup("logRewrittenUrl"); ok && p.global {
+		return p.errorf(a, "<action> of a global rule has no attribute \"logRewrittenUrl\"")
+	}
 	if _, err = p.boolean(a, "logRewrittenUrl", false); err != nil {
 		return err
 	}
@@ -512,7 +521,7 @@ func (p *parser) matcher(e *xmldoc.Element, attr string, syn syntax) (*pattern, 
 	if err != nil {
 		return nil, false, err
 	}
-	pat, err := compilePattern(e.Attr(attr), syn, fold)
+	pat, err := compilePattern(e.Attr(attr), syn, fold, p.careful)
 	if err != nil {
 		return nil, false, p.errorf(e, "%v", err)
 	}
@@ -560,9 +569,30 @@ func (p *parser) conditions(e *xmldoc.Element, syn syntax, trackByDefault bool) 
 		if c.pattern, c.negate, err = p.matcher(a, "pattern", syn); err != nil {
 			return nil, false, false, err
 		}
+		if _, ok := a.Lookup("pattern"); !ok && c.matchType == "Pattern" {
+			return nil, false, false, p.errorf(a, "a condition without pattern")
+		}
 		cs = append(cs, c)
 	}
-	return cs, matchAny, trackAll, nil
+	// Rules of sites may repeat a condition; elsewhere the schema makes all of its attributes together a key.
+	if p.global || trackByDefault {
+		err = p.distinct(e)
+	}
+	return cs, matchAny, trackAll, err
+}
+
+// distinct refuses a condition that says the same as one before it.
+func (p *parser) distinct(e *xmldoc.Element) error {
+	seen := map[string]bool{}
+	for _, a := range e.Children {
+		key := strings.Join([]string{strings.ToLower(a.Attr("input")), strings.ToLower(a.AttrOr("matchType", "Pattern")), strings.ToLower(a.Attr("pattern")),
+			strings.ToLower(a.AttrOr("ignoreCase", "true")), strings.ToLower(a.AttrOr("negate", "false"))}, "\x00")
+		if seen[key] {
+			return p.errorf(a, "the same condition a second time")
+		}
+		seen[key] = true
+	}
+	return nil
 }
 
 func (p *parser) outboundRules(e *xmldoc.Element, s *Section) error {
@@ -621,7 +651,7 @@ func (p *parser) preCondition(e *xmldoc.Element) (*preCondition, error) {
 		}
 		pc.conditions = append(pc.conditions, c)
 	}
-	return pc, nil
+	return pc, p.distinct(e)
 }
 
 func (p *parser) outboundRule(e *xmldoc.Element) (*outboundRule, error) {

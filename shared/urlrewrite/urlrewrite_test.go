@@ -156,7 +156,7 @@ func TestPatternsOfAnotherDialectOrThatCanRunForeverAreRefused(t *testing.T) {
 		if err := CheckPattern(p); err != nil {
 			t.Errorf("%s: refused: %v", p, err)
 		}
-		if _, err := compilePattern(p, ecmaScript, true); err != nil {
+		if _, err := compilePattern(p, ecmaScript, true, true); err != nil {
 			t.Errorf("%s: does not compile: %v", p, err)
 		}
 	}
@@ -240,7 +240,7 @@ func FuzzCheckPattern(f *testing.F) {
 	}
 	f.Fuzz(func(_ *testing.T, p string) {
 		if CheckPattern(p) == nil {
-			_, _ = compilePattern(p, ecmaScript, true)
+			_, _ = compilePattern(p, ecmaScript, true, true)
 		}
 	})
 }

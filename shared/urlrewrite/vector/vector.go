@@ -172,11 +172,12 @@ func ruleset(v Vector, config []byte) (*urlrewrite.Ruleset, error) {
 }
 
 func request(r *Request) *urlrewrite.Request {
-	path, query, _ := strings.Cut(r.PathAndQuery, "?")
+	raw, query, _ := strings.Cut(r.PathAndQuery, "?")
+	path := raw
 	if decoded, err := url.PathUnescape(path); err == nil {
 		path = decoded
 	}
-	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host, Path: path, RawQuery: query,
+	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host, Path: path, RawPath: raw, RawQuery: query,
 		Header: http.Header{}, Vars: map[string]string{}}
 	for k, v := range r.Headers {
 		req.Header.Set(k, v)
@@ -278,4 +279,3 @@ func outbound(rs *urlrewrite.Ruleset, req *urlrewrite.Request, r *Response, a *A
 	}
 	a.Body = &resp.Body
 }
-

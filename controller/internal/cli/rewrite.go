@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/urlrewrite"
+	"github.com/stopgap-em/stopgap/shared/urlrewrite/vector"
+	"github.com/stopgap-em/stopgap/shared/xmldoc"
+)
+
+func rewrite() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "rewrite",
+		Short: "Evaluate and check IIS URL Rewrite configuration; no controller needed",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(rewriteEval(), rewriteCheck())
+	return c
+}
+
+func rewriteEval() *cobra.Command {
+	var config, vectors string
+	c := &cobra.Command{
+		Use:   "eval --vectors FILE [--config FILE]",
+		Short: "Say what a configuration does to requests and responses: one JSON object for each vector",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var xml []byte
+			if config != "" {
+				var err error
+				if xml, err = readConfig(config); err != nil {
+					return err
+				}
+			}
+			in := cmd.InOrStdin()
+			if vectors != "-" {
+				f, err := os.Open(vectors)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = f.Close() }()
+				in = f
+			}
+			list, err := vector.Read(in)
+			if err != nil {
+				return fmt.Errorf("%s: %w", vectors, err)
+			}
+			out := json.NewEncoder(cmd.OutOrStdout())
+			out.SetEscapeHTML(false)
+			for _, v := range list {
+				if err := out.Encode(vector.Evaluate(v, xml)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&config, "config", "", "configuration for vectors that carry none: a whole file, or a <rewrite> fragment")
+	c.Flags().StringVar(&vectors, "vectors", "", "vectors file (JSON); - for standard input")
+	_ = c.MarkFlagRequired("vectors")
+	return c
+}
+
+// readConfig reads a configuration, bounded.
+func readConfig(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return io.ReadAll(io.LimitReader(f, xmldoc.MaxBytes+1))
+}
+
+func rewriteCheck() *cobra.Command {
+	var as string
+	c := &cobra.Command{
+		Use:   "check FILE...",
+		Short: "Say whether IIS accepts the rewrite sections of configuration files or bare <rewrite> fragments; if not, why, with line and column",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			bad := 0
+			for _, name := range args {
+				kind := urlrewrite.KindOf(name)
+				if as != "" {
+					var err error
+					if kind, err = urlrewrite.ParseKind(as); err != nil {
+						return fmt.Errorf("%w: --as: %w", clirun.ErrUsage, err)
+					}
+				}
+				data, err := readConfig(name)
+				if err != nil {
+					return err
+				}
+				if _, err := urlrewrite.ParseConfig(data, kind); err != nil {
+					bad++
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, clirun.Printable(place(err)))
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: fine\n", name)
+			}
+			if bad > 0 {
+				return fmt.Errorf("%d of %d would be refused by IIS (500.19)", bad, len(args))
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&as, "as", "", "applicationHost.config or web.config (default: by the file's name, else applicationHost.config)")
+	return c
+}
+
+// place puts line and column in front, as compilers do.
+func place(err error) string {
+	var se *xmldoc.SyntaxError
+	if errors.As(err, &se) {
+		return fmt.Sprintf("%d:%d: %s", se.Line, se.Col, se.Msg)
+	}
+	return err.Error()
+}
