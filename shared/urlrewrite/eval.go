@@ -165,6 +165,9 @@ type Request struct {
 	RemoteAddr string
 	// Vars override computed server variables, by upper-case name.
 	Vars map[string]string
+	// Unknown, if set, says that nobody knows a variable (by upper-case name): it is empty then, and Asked becomes true.
+	Unknown func(name string) bool
+	Asked   bool
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
 	IsFile, IsDir func(path string) bool
 }
@@ -207,6 +210,10 @@ func (r *Request) variable(resp *Response, path, query string) func(string) stri
 		up := strings.ToUpper(name)
 		if v, ok := r.Vars[up]; ok {
 			return v
+		}
+		if r.Unknown != nil && r.Unknown(up) {
+			r.Asked = true
+			return ""
 		}
 		switch up {
 		case "UNENCODED_URL", "HTTP_URL":

@@ -47,6 +47,7 @@ type pattern struct {
 	exact  bool
 	fold   bool
 	re     *regexp2.Regexp
+	pre    *prefilter
 }
 
 // compilePattern compiles a pattern. careful also refuses what can take exponential time: of our own rules, not of those that
@@ -91,6 +92,9 @@ func compilePattern(src string, syn syntax, ignoreCase, careful bool) (*pattern,
 	}
 	re.MatchTimeout = matchTimeout
 	p.re = re
+	if syn == ecmaScript {
+		p.pre = newPrefilter(src, ignoreCase)
+	}
 	return p, nil
 }
 
@@ -103,6 +107,9 @@ func (p *pattern) match(in string) ([]string, error) {
 		if in == p.source || p.fold && strings.EqualFold(in, p.source) {
 			return []string{in}, nil
 		}
+		return nil, nil
+	}
+	if !p.pre.admits(in) {
 		return nil, nil
 	}
 	m, err := p.re.FindStringMatch(in)
