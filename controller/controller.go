@@ -228,7 +228,7 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 		Policy: c.policy, Rollout: c.rollout, Registry: registry, Audit: trail, Bundle: authority.Bundle,
 		Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
 	registry.OnRevoke(func(id string, why error) { c.sessions.End(id, why) })
-	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), identity.NewGate(authority, registry).Interceptors()...)...)
+	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), identity.NewGate(authority, registry, log.Named("gate")).Interceptors()...)...)
 	stopgapv1.RegisterAgentServiceServer(c.server, c.sessions)
 	stopgapv1.RegisterEnrollmentServiceServer(c.server, &session.Enrollment{FleetName: authority.Fleet, Registry: registry, Policy: c.policy,
 		Bundle: authority.Bundle, Logger: log.Named("enrollment")})

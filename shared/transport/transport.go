@@ -39,6 +39,9 @@ const (
 const (
 	keepaliveTime    = 20 * time.Second
 	keepaliveTimeout = 20 * time.Second
+	// maxConnectionAge ends a connection, give or take a tenth: the certificate it was made with is checked again then.
+	maxConnectionAge = 24 * time.Hour
+	connectionGrace  = time.Minute
 	// window is HTTP/2's default flow-control window. Setting it on both ends switches off grpc's bandwidth estimation,
 	// whose pings cost a third of the time of a broadcast (docs/performance.md).
 	window = 65535
@@ -57,7 +60,8 @@ func ServerOptions(cfg *tls.Config) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(window),
 		grpc.ReadBufferSize(0), // TLS buffers already; saves 33 KiB a connection
 		grpc.ConnectionTimeout(20 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout,
+			MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionGrace}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
 	}
 }

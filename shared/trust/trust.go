@@ -108,7 +108,7 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	if err := ReplaceCertificates(dir, cas, cert); err != nil {
 		return err
 	}
-	return replace(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return ReplaceFile(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
 
 // ReplaceCertificates replaces ca.pem and cert.pem of a credential directory, each in one step. The CA goes first: with it
@@ -118,13 +118,14 @@ func ReplaceCertificates(dir string, cas [][]byte, cert []byte) error {
 	for _, ca := range cas {
 		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca})...)
 	}
-	if err := replace(filepath.Join(dir, CAFile), bundle, 0o644); err != nil {
+	if err := ReplaceFile(filepath.Join(dir, CAFile), bundle, 0o644); err != nil {
 		return err
 	}
-	return replace(filepath.Join(dir, CertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644)
+	return ReplaceFile(filepath.Join(dir, CertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644)
 }
 
-func replace(name string, data []byte, mode os.FileMode) error {
+// ReplaceFile replaces a file in one step; until it is complete nobody else can read it.
+func ReplaceFile(name string, data []byte, mode os.FileMode) error {
 	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*") // 0600 until it is complete
 	if err != nil {
 		return err
@@ -156,8 +157,23 @@ type Credentials struct {
 	Identity Identity
 }
 
+// Recover finishes what a crash left of the replacement of a credential directory: the new one where it is complete, else
+// the old one back.
+func Recover(dir string) {
+	if _, err := os.Stat(dir); err == nil {
+		return
+	}
+	for _, from := range []string{dir + ".new", dir + ".old"} {
+		if _, err := os.Stat(filepath.Join(from, KeyFile)); err == nil { // the key is written last
+			_ = os.Rename(from, dir)
+			return
+		}
+	}
+}
+
 // LoadCredentials reads a credential directory.
 func LoadCredentials(dir string) (*Credentials, error) {
+	Recover(dir)
 	ca, err := os.ReadFile(filepath.Join(dir, CAFile))
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %w; want a directory with %s, %s and %s", err, CAFile, CertFile, KeyFile)

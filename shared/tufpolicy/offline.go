@@ -21,6 +21,15 @@ type Signed struct {
 // brings it vouches for its being the newest. It gives the State with the new root, targets and documents, and no timestamp
 // or snapshot. Errors: *Refusal.
 func VerifySigned(st State, s Signed, now time.Time) (State, error) {
+	next, err := verifySigned(st, s, now)
+	if err != nil {
+		return st, err
+	}
+	return next, nil
+}
+
+func verifySigned(st State, s Signed, now time.Time) (next State, err error) {
+	defer contained(&err)
 	if err := bounded(Update{Roots: s.Roots, Targets: s.Targets, Documents: s.Documents}); err != nil {
 		return st, err
 	}
@@ -51,7 +60,7 @@ func VerifySigned(st State, s Signed, now time.Time) (State, error) {
 	if err != nil {
 		return st, err
 	}
-	next := State{Root: root, Targets: s.Targets, Documents: docs, Floor: uint64(tg.Signed.Version),
+	next = State{Root: root, Targets: s.Targets, Documents: docs, Floor: uint64(tg.Signed.Version),
 		Versions: Versions{Root: uint64(tm.Root.Signed.Version), Targets: uint64(tg.Signed.Version)}}
 	next.setExpiry(tm.Root.Signed.Expires, time.Time{}, time.Time{}, tg.Signed.Expires)
 	return next, nil
@@ -80,12 +89,13 @@ func (r RootInfo) Allows(role, keyID string) bool {
 }
 
 // ReadRoot reads a root. It verifies no signature.
-func ReadRoot(data []byte) (RootInfo, error) {
+func ReadRoot(data []byte) (info RootInfo, err error) {
+	defer contained(&err)
 	r, err := parseRoot(data)
 	if err != nil {
 		return RootInfo{}, err
 	}
-	info := RootInfo{Version: uint64(r.Signed.Version), Expires: r.Signed.Expires, Keys: map[string][]string{}, Thresholds: map[string]int{}, Public: map[string]string{}}
+	info = RootInfo{Version: uint64(r.Signed.Version), Expires: r.Signed.Expires, Keys: map[string][]string{}, Thresholds: map[string]int{}, Public: map[string]string{}}
 	for _, role := range sortedKeys(r.Signed.Roles) {
 		info.Keys[role], info.Thresholds[role] = r.Signed.Roles[role].KeyIDs, r.Signed.Roles[role].Threshold
 	}
@@ -96,8 +106,9 @@ func ReadRoot(data []byte) (RootInfo, error) {
 }
 
 // Follow checks that a root may follow another: the next version, signed by the threshold of both. It gives its bytes.
-func Follow(root, next []byte) ([]byte, error) {
-	_, last, err := followRoots(root, [][]byte{next})
+func Follow(root, next []byte) (last []byte, err error) {
+	defer contained(&err)
+	_, last, err = followRoots(root, [][]byte{next})
 	if err == nil && &last[0] == &root[0] {
 		return nil, refuse("the root does not follow: its version is not above the one before")
 	}

@@ -127,7 +127,8 @@ func RootFingerprint(root []byte) [sha256.Size]byte { return sha256.Sum256(root)
 
 // Begin is the State that trusts one root, which was checked by its fingerprint, and accepts no targets version below floor.
 // Errors: the root is malformed, or not signed by its own keys to its own threshold.
-func Begin(root []byte, floor uint64) (State, error) {
+func Begin(root []byte, floor uint64) (st State, err error) {
+	defer contained(&err)
 	r, err := parseRoot(root)
 	if err != nil {
 		return State{}, err
@@ -154,7 +155,15 @@ func parseRoot(data []byte) (*metadata.Metadata[metadata.RootType], error) {
 	if len(r.Signed.Keys) > maxSigs {
 		return nil, refuse("root %d has %d keys, limit %d", r.Signed.Version, len(r.Signed.Keys), maxSigs)
 	}
+	for _, role := range []string{metadata.ROOT, metadata.TARGETS, metadata.SNAPSHOT, metadata.TIMESTAMP} {
+		if x := r.Signed.Roles[role]; x == nil || x.Threshold < 1 || len(x.KeyIDs) > maxSigs {
+			return nil, refuse("root %d: role %s is missing or malformed", r.Signed.Version, role)
+		}
+	}
 	for id, k := range r.Signed.Keys {
+		if k == nil {
+			return nil, refuse("root %d: key %s is null", r.Signed.Version, clip(id))
+		}
 		if k.Type != metadata.KeyTypeEd25519 || k.Scheme != metadata.KeySchemeEd25519 {
 			return nil, refuse("root %d: key %s is %s/%s; only Ed25519 keys are used", r.Signed.Version, clip(id), clip(k.Type), clip(k.Scheme))
 		}
@@ -185,10 +194,54 @@ func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 64)], "?"
 // expiry at now, no version that goes back, length and hash of every part. All of it or nothing. Errors: ErrUnchanged,
 // ErrNoRoot, *Refusal.
 func Verify(st State, u Update, now time.Time) (State, error) {
+	next, err := verify(st, u, now)
+	if err != nil {
+		return st, err
+	}
+	return next, nil
+}
+
+// contained turns a panic into a refusal: go-tuf trusts the shape of what it has not verified yet.
+func contained(err *error) {
+	if p := recover(); p != nil {
+		*err = refuse("malformed metadata: %v", p)
+	}
+}
+
+// shaped refuses timestamp and snapshot metadata that do not name what they are for.
+func shaped(u Update) error {
+	ts, err := metadata.Timestamp().FromBytes(u.Timestamp)
+	if err != nil {
+		return refuse("timestamp metadata can't be read: %w", err)
+	}
+	if ts.Signed.Meta["snapshot.json"] == nil {
+		return refuse("timestamp metadata names no snapshot")
+	}
+	sn, err := metadata.Snapshot().FromBytes(u.Snapshot)
+	if err != nil {
+		return refuse("snapshot metadata can't be read: %w", err)
+	}
+	if sn.Signed.Meta["targets.json"] == nil {
+		return refuse("snapshot metadata names no targets")
+	}
+	for name, m := range sn.Signed.Meta {
+		if m == nil {
+			return refuse("snapshot metadata: %s is null", clip(name))
+		}
+	}
+	return errors.Join(common("timestamp", ts.Signed.Type, metadata.TIMESTAMP, ts.Signed.SpecVersion, ts.Signed.Version, len(ts.Signatures)),
+		common("snapshot", sn.Signed.Type, metadata.SNAPSHOT, sn.Signed.SpecVersion, sn.Signed.Version, len(sn.Signatures)))
+}
+
+func verify(st State, u Update, now time.Time) (next State, err error) {
+	defer contained(&err)
 	if len(st.Root) == 0 {
 		return st, ErrNoRoot
 	}
 	if err := bounded(u); err != nil {
+		return st, err
+	}
+	if err := shaped(u); err != nil {
 		return st, err
 	}
 	tm, root, err := followRoots(st.Root, u.Roots)
@@ -222,7 +275,7 @@ func Verify(st State, u Update, now time.Time) (State, error) {
 	if err != nil {
 		return st, err
 	}
-	next := State{Root: root, Timestamp: u.Timestamp, Snapshot: u.Snapshot, Targets: targets, Documents: docs,
+	next = State{Root: root, Timestamp: u.Timestamp, Snapshot: u.Snapshot, Targets: targets, Documents: docs,
 		Versions: Versions{uint64(tm.Root.Signed.Version), uint64(tm.Timestamp.Signed.Version), uint64(tm.Snapshot.Signed.Version), uint64(tg.Signed.Version)},
 		Floor:    uint64(tg.Signed.Version)}
 	next.setExpiry(tm.Root.Signed.Expires, tm.Timestamp.Signed.Expires, tm.Snapshot.Signed.Expires, tg.Signed.Expires)
@@ -403,12 +456,13 @@ func documents(tg *metadata.Metadata[metadata.TargetsType], arrived, held map[st
 }
 
 // Targets lists what targets metadata names: path to hex SHA-256. It verifies nothing.
-func Targets(data []byte) (map[string]string, error) {
+func Targets(data []byte) (out map[string]string, err error) {
+	defer contained(&err)
 	tg, err := metadata.Targets().FromBytes(data)
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]string, len(tg.Signed.Targets))
+	out = make(map[string]string, len(tg.Signed.Targets))
 	for p, t := range tg.Signed.Targets {
 		out[p] = hex.EncodeToString(t.Hashes["sha256"])
 	}

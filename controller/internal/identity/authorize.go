@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -69,8 +71,9 @@ var methods = map[string]rule{
 	stopgapv1.AgentService_Pull_FullMethodName:    {callers: agents, rate: perCaller{time.Second, 60}, maxRequest: large},
 	stopgapv1.AgentService_RenewCertificate_FullMethodName: {callers: agents, expired: true, rate: perCaller{time.Minute, 5}, maxRequest: small,
 		audited: true},
-	// Nobody is one caller; what bounds it is the token, and for bad ones the audit log's own limit (Registry.Enroll).
-	stopgapv1.EnrollmentService_Enroll_FullMethodName: {callers: []trust.Kind{KindNobody}, rate: noLimit, maxRequest: small, audited: true},
+	// Nobody is one caller. Without a good token nothing is computed for it (Registry.Enroll).
+	stopgapv1.EnrollmentService_Enroll_FullMethodName: {callers: []trust.Kind{KindNobody}, rate: perCaller{5 * time.Millisecond, 2000}, maxRequest: small,
+		audited: true},
 
 	stopgapv1.FleetService_ListMitigations_FullMethodName: {callers: readers, rate: peopleMay, maxRequest: small},
 	stopgapv1.FleetService_ListAgents_FullMethodName:      {callers: readers, rate: peopleMay, maxRequest: small},
@@ -113,38 +116,50 @@ func Certificate(ctx context.Context) *x509.Certificate {
 type Gate struct {
 	ca  *Authority
 	reg *Registry
+	log hclog.Logger
 
 	mu       sync.Mutex
 	limiters map[string]*rate.Limiter
 }
 
 // NewGate makes a gate.
-func NewGate(ca *Authority, reg *Registry) *Gate {
-	return &Gate{ca: ca, reg: reg, limiters: map[string]*rate.Limiter{}}
+func NewGate(ca *Authority, reg *Registry, log hclog.Logger) *Gate {
+	return &Gate{ca: ca, reg: reg, log: log, limiters: map[string]*rate.Limiter{}}
 }
 
-// Authorize checks a call by its client certificate.
+// Authorize checks a call by its client certificate. Who is refused though they have one is in the audit log.
 func (g *Gate) Authorize(ctx context.Context, method string) (context.Context, error) {
+	out, c, err := g.authorize(ctx, method)
+	if err != nil && c.cert != nil {
+		g.reg.audit.Append(ctx, string(c.Kind)+" "+c.ID, "denied", method, "%s", status.Convert(err).Message())
+	}
+	return out, err
+}
+
+func (g *Gate) authorize(ctx context.Context, method string) (_ context.Context, c caller, err error) {
 	r, ok := methods[method]
 	if !ok {
-		return nil, status.Errorf(codes.PermissionDenied, "%s: nobody may call this", method)
+		return nil, c, status.Errorf(codes.PermissionDenied, "%s: nobody may call this", method)
 	}
-	c, err := g.who(ctx)
+	c, err = g.who(ctx)
 	if err != nil {
-		return nil, err
+		return nil, c, err
 	}
 	if !slices.Contains(r.callers, c.Kind) {
 		if c.Kind == KindNobody {
-			return nil, status.Error(codes.Unauthenticated, "no client certificate")
+			return nil, c, status.Error(codes.Unauthenticated, "no client certificate")
 		}
-		return nil, status.Errorf(codes.PermissionDenied, "%s is for %v; the certificate is for an %s", method, r.callers, c.Kind)
+		return nil, c, status.Errorf(codes.PermissionDenied, "%s is for %v; the certificate is for an %s", method, r.callers, c.Kind)
 	}
 	if c.Kind == trust.KindAgent {
 		if err := g.reg.Check(c.ID, c.cert); err != nil {
-			return nil, status.Error(codes.PermissionDenied, err.Error())
+			return nil, c, status.Error(codes.PermissionDenied, err.Error())
 		}
-		if time.Now().After(c.cert.NotAfter) && !r.expired {
-			return nil, status.Errorf(codes.Unauthenticated, "the certificate expired on %s; renew it first", c.cert.NotAfter.Format(time.RFC3339))
+	}
+	// A connection may outlive the certificate it was made with.
+	if now := time.Now(); c.cert != nil && now.After(c.cert.NotAfter) {
+		if !r.expired || now.Sub(c.cert.NotAfter) >= Grace {
+			return nil, c, status.Errorf(codes.Unauthenticated, "the certificate expired on %s; renew it first", c.cert.NotAfter.Format(time.RFC3339))
 		}
 	}
 	if wait := g.limit(r.rate, string(c.Kind)+"/"+c.ID+method); wait > 0 {
@@ -152,9 +167,9 @@ func (g *Gate) Authorize(ctx context.Context, method string) (context.Context, e
 		if with, err := st.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(wait)}); err == nil {
 			st = with
 		}
-		return nil, st.Err()
+		return nil, c, st.Err()
 	}
-	return context.WithValue(ctx, callerKey{}, c), nil
+	return context.WithValue(ctx, callerKey{}, c), c, nil
 }
 
 func (g *Gate) who(ctx context.Context) (caller, error) {
@@ -189,9 +204,7 @@ func (g *Gate) limit(r perCaller, key string) time.Duration {
 	defer g.mu.Unlock()
 	l := g.limiters[key]
 	if l == nil {
-		if len(g.limiters) >= maxLimiters {
-			g.limiters = map[string]*rate.Limiter{} // everybody begins with a full burst again
-		}
+		sweep(g.limiters)
 		l = rate.NewLimiter(rate.Every(r.every), r.burst)
 		g.limiters[key] = l
 	}
@@ -215,8 +228,9 @@ func tooLarge(method string, msg any) error {
 // Interceptors put Authorize before every call.
 func (g *Gate) Interceptors() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
-			ctx, err := g.Authorize(ctx, info.FullMethod)
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (resp any, err error) {
+			defer g.contained(info.FullMethod, &err)
+			ctx, err = g.Authorize(ctx, info.FullMethod)
 			if err == nil {
 				err = tooLarge(info.FullMethod, req)
 			}
@@ -225,13 +239,22 @@ func (g *Gate) Interceptors() []grpc.ServerOption {
 			}
 			return h(ctx, req)
 		}),
-		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+		grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) (err error) {
+			defer g.contained(info.FullMethod, &err)
 			ctx, err := g.Authorize(ss.Context(), info.FullMethod)
 			if err != nil {
 				return err
 			}
 			return h(srv, &authorized{ss, ctx, info.FullMethod})
 		}),
+	}
+}
+
+// contained turns a panic in a handler into an error of that call: one caller must not end everybody's controller.
+func (g *Gate) contained(method string, err *error) {
+	if p := recover(); p != nil {
+		g.log.Error("a call panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "the controller failed on this call; its log has the reason")
 	}
 }
 

@@ -101,7 +101,7 @@ func (w *world) person(kind trust.Kind) *x509.Certificate {
 func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	gate := NewGate(w.ca, w.reg)
+	gate := NewGate(w.ca, w.reg, hclog.NewNullLogger())
 	_, agentCert := w.agent(time.Now())
 	_, otherCert := w.agent(time.Now())
 	_, expired := w.agent(time.Now().Add(-DefaultAgentLife - 24*time.Hour))
@@ -170,7 +170,7 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 func TestRatesAreOfOneCallerAndAnotherDoesNotNotice(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	gate := NewGate(w.ca, w.reg)
+	gate := NewGate(w.ca, w.reg, hclog.NewNullLogger())
 	_, loud := w.agent(time.Now())
 	_, quiet := w.agent(time.Now())
 	const method = stopgapv1.AgentService_Connect_FullMethodName

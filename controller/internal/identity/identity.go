@@ -177,14 +177,24 @@ func writeCA(dir string, files Files, certs []*x509.Certificate, key *ecdsa.Priv
 	if err := os.MkdirAll(filepath.Join(dir, caDir), 0o700); err != nil {
 		return err
 	}
+	// The key beside the old one, then the certificates, then the key in its place: Load finishes what a crash left.
+	if err := trust.ReplaceFile(files.caKey(dir)+nextSuffix, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
+		return err
+	}
+	if err := writeBundle(dir, certs); err != nil {
+		return err
+	}
+	return os.Rename(files.caKey(dir)+nextSuffix, files.caKey(dir))
+}
+
+const nextSuffix = ".next"
+
+func writeBundle(dir string, certs []*x509.Certificate) error {
 	var bundle []byte
 	for _, c := range certs {
 		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
-	if err := os.WriteFile(files.caKey(dir), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, caDir, caCertFile), bundle, 0o644)
+	return trust.ReplaceFile(filepath.Join(dir, caDir, caCertFile), bundle, 0o644)
 }
 
 // ErrNotInitialised is returned by Load.
@@ -199,7 +209,13 @@ func Load(dir string, files Files) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, caDir, caCertFile), files.caKey(dir))
+	bundle := filepath.Join(dir, caDir, caCertFile)
+	pair, err := tls.LoadX509KeyPair(bundle, files.caKey(dir))
+	if err != nil {
+		if next, nerr := tls.LoadX509KeyPair(bundle, files.caKey(dir)+nextSuffix); nerr == nil {
+			pair, err = next, os.Rename(files.caKey(dir)+nextSuffix, files.caKey(dir)) // a replacement that a crash cut short
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("identity: CA: %w", err)
 	}
@@ -227,7 +243,11 @@ func (a *Authority) Bundle() [][]byte {
 	return out
 }
 
-// Fingerprint names the issuing CA in a token.
+// TokenCA is the fingerprint that tokens carry: of the CA that issued the server's certificate, which is the one an enrolling
+// agent sees. While the CA is being replaced that is the old one.
+func (a *Authority) TokenCA() [32]byte { return trust.KeyFingerprint(a.certs[len(a.certs)-1]) }
+
+// Fingerprint names the issuing CA.
 func (a *Authority) Fingerprint() [32]byte { return trust.KeyFingerprint(a.certs[0]) }
 
 func (a *Authority) pool() *x509.CertPool {
@@ -254,6 +274,7 @@ func (a *Authority) verifyAt(c *x509.Certificate, now time.Time) error {
 // ServerTLS is the TLS configuration of the controller's listener. It shows the CA's certificate beside its own: who enrols
 // knows its fingerprint only.
 func (a *Authority) ServerTLS(dir string) (*tls.Config, error) {
+	trust.Recover(filepath.Join(dir, serverDir))
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, serverDir, trust.CertFile), filepath.Join(dir, serverDir, trust.KeyFile))
 	if err != nil {
 		return nil, fmt.Errorf("identity: server certificate: %w", err)

@@ -44,7 +44,6 @@ const (
 	// refusals bounds what bad tokens can write into the audit log.
 	refusalsPerSecond = 1
 	refusalsBurst     = 50
-	txnTries          = 50
 )
 
 // Errors that callers branch on.
@@ -99,6 +98,9 @@ type Registry struct {
 	ca    *Authority
 	st    store.Store
 	audit *audit.Log
+
+	// change is held over reading a record, deciding, and writing it: a renewal must not bring back what a revocation took.
+	change sync.Mutex
 
 	mu       sync.RWMutex
 	agents   map[string]Record
@@ -178,6 +180,8 @@ func (r *Registry) Check(id string, c *x509.Certificate) error {
 // Seen ties an agent to its machine the first time and makes a record of one that had none. ErrMachine: it speaks from
 // another machine than it was enrolled on.
 func (r *Registry) Seen(ctx context.Context, id, name, machine string, c *x509.Certificate) error {
+	r.change.Lock()
+	defer r.change.Unlock()
 	rec, ok := r.Get(id)
 	machine = machine[:min(len(machine), maxMachine)]
 	switch {
@@ -235,88 +239,115 @@ type Enrollment struct {
 
 // Enroll exchanges a token's secret for a certificate. Errors: ErrToken, ErrRequest, ErrTooOften.
 func (r *Registry) Enroll(ctx context.Context, secret, csr []byte, name, machine string) (Enrollment, error) {
-	pub, err := parseRequest(csr)
-	if err != nil {
-		return Enrollment{}, err
-	}
-	if !agentLabel.MatchString(name) || len(machine) > maxMachine {
-		return Enrollment{}, fmt.Errorf("%w: a name of 1 to 63 letters, digits, dots, dashes is needed, and a machine id of at most %d bytes", ErrRequest, maxMachine)
-	}
 	sum := sha256.Sum256(secret)
 	hash := hex.EncodeToString(sum[:])
-	for range txnTries {
-		e, err := r.enrollOnce(ctx, hash, pub, name, machine)
-		if errors.Is(err, store.ErrConflict) {
-			continue // another machine used the same token meanwhile
-		}
-		if errors.Is(err, ErrToken) && r.refusals.Allow() {
-			r.audit.Append(ctx, "nobody", "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
-		}
-		return e, err
+	r.change.Lock()
+	e, bound, err := r.enroll(ctx, hash, csr, name, machine)
+	r.change.Unlock()
+	if errors.Is(err, ErrToken) && r.refusals.Allow() {
+		r.audit.Append(ctx, "nobody", "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
+	} else if err != nil {
+		r.audit.Append(ctx, "token "+hash[:12], "enroll-refused", name, "%v", err)
 	}
-	return Enrollment{}, fmt.Errorf("%w: many machines use this token at once", ErrTooOften)
+	if bound {
+		r.changed(e.ID, ErrKey) // whoever still speaks with the key before
+	}
+	return e, err
 }
 
-func (r *Registry) enrollOnce(ctx context.Context, hash string, pub *ecdsa.PublicKey, name, machine string) (Enrollment, error) {
+// token gives a token that can be used, by its hash. Errors: ErrToken.
+func (r *Registry) token(ctx context.Context, hash string) (t Token, revision int64, err error) {
 	kv, err := r.st.Get(ctx, kToken+hash)
 	if errors.Is(err, store.ErrNotFound) {
-		return Enrollment{}, ErrToken
+		return t, 0, ErrToken
 	}
 	if err != nil {
-		return Enrollment{}, err
+		return t, 0, err
 	}
-	var t Token
 	if err := json.Unmarshal(kv.Value, &t); err != nil {
-		return Enrollment{}, err
+		return t, 0, err
 	}
-	now := time.Now()
-	if now.After(t.Expires) || t.UsesLeft < 1 {
-		return Enrollment{}, ErrToken
+	if time.Now().After(t.Expires) || t.UsesLeft < 1 {
+		return t, 0, ErrToken
 	}
-	if !r.mayEnrol(hash + "/" + machine) {
-		return Enrollment{}, fmt.Errorf("%w: this machine enrolled %d times; once in %s from now on", ErrTooOften, enrolBurst, enrolAgain)
+	return t, kv.Revision, nil
+}
+
+// enroll is Enroll under the lock; bound says that the id had a key before.
+func (r *Registry) enroll(ctx context.Context, hash string, csr []byte, name, machine string) (e Enrollment, bound bool, err error) {
+	// The token first: without one nobody gets to have a signature checked.
+	t, revision, err := r.token(ctx, hash)
+	if err != nil {
+		return e, false, err
 	}
-	id := t.AgentID
-	if id == "" {
-		if id, err = trust.AgentID(pub); err != nil {
-			return Enrollment{}, err
-		}
+	pub, err := parseRequest(csr)
+	if err != nil {
+		return e, false, err
 	}
+	if !agentLabel.MatchString(name) || len(machine) > maxMachine {
+		return e, false, fmt.Errorf("%w: a name of 1 to 63 letters, digits, dots, dashes is needed, and a machine id of at most %d bytes", ErrRequest, maxMachine)
+	}
+	own, err := trust.AgentID(pub)
+	if err != nil {
+		return e, false, err
+	}
+	// A machine that names itself has a limit of its own; those that don't are told apart by their keys.
+	if !r.mayEnrol(hash + "/" + or(machine, own)) {
+		return e, false, fmt.Errorf("%w: this machine enrolled %d times; once in %s from now on", ErrTooOften, enrolBurst, enrolAgain)
+	}
+	id, now := or(t.AgentID, own), time.Now()
 	cert, err := r.ca.issueAgent(pub, id, name, now)
 	if err != nil {
-		return Enrollment{}, err
+		return e, false, err
 	}
 	rec := Record{ID: id, Name: name, Key: keyHash(cert), Labels: t.Labels, MachineID: machine, NotAfter: cert.NotAfter, Issuer: r.ca.Issuer(cert), EnrolledAt: now}
-	if old, ok := r.Get(id); ok && t.AgentID != "" {
-		rec.Labels = old.Labels
-	} else if ok && old.Revoked != "" {
-		return Enrollment{}, fmt.Errorf("%w: %s", ErrRevoked, old.Revoked) // a revoked key does not come back with another token
+	switch old, known := r.Get(id); {
+	case known && old.Revoked != "":
+		return e, false, fmt.Errorf("%w: %s", ErrRevoked, old.Revoked) // neither a key nor a bound token of before comes back
+	case known && t.AgentID != "":
+		rec.Labels, bound = old.Labels, true
+	case known && old.Key != rec.Key:
+		return e, false, fmt.Errorf("%w: this key was taken from its agent; make a new one", ErrKey)
 	}
 	op := store.Op{Key: kToken + hash, Delete: true}
 	if t.UsesLeft--; t.UsesLeft > 0 {
 		raw, err := json.Marshal(t)
 		if err != nil {
-			return Enrollment{}, err
+			return e, false, err
 		}
 		op = store.Op{Key: kToken + hash, Value: raw}
 	}
-	if err := r.put(ctx, rec, []store.Compare{{Key: kToken + hash, Revision: kv.Revision}}, []store.Op{op}); err != nil {
-		return Enrollment{}, err
+	if err := r.put(ctx, rec, []store.Compare{{Key: kToken + hash, Revision: revision}}, []store.Op{op}); err != nil {
+		return e, false, err
 	}
 	r.audit.Append(ctx, "token "+t.ID(), "enroll", id, "%s, machine %s, %d uses left", name, or(machine, "unknown"), t.UsesLeft)
-	return Enrollment{id, cert}, nil
+	return Enrollment{id, cert}, bound, nil
 }
 
-const maxLimiters = 50_000
+// maxLimiters bounds the limiters kept: four methods of 50,000 agents.
+const maxLimiters = 200_000
+
+// sweep forgets limiters that hold nobody back, when there are too many.
+func sweep(ls map[string]*rate.Limiter) {
+	if len(ls) < maxLimiters {
+		return
+	}
+	for k, l := range ls {
+		if l.Burst() <= int(l.Tokens()) {
+			delete(ls, k)
+		}
+	}
+	if len(ls) >= maxLimiters { // under attack from as many callers: begin again rather than grow
+		clear(ls)
+	}
+}
 
 func (r *Registry) mayEnrol(key string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	l := r.enrol[key]
 	if l == nil {
-		if len(r.enrol) >= maxLimiters {
-			r.enrol = map[string]*rate.Limiter{}
-		}
+		sweep(r.enrol)
 		l = rate.NewLimiter(rate.Every(enrolAgain), enrolBurst)
 		r.enrol[key] = l
 	}
@@ -332,6 +363,8 @@ func (r *Registry) Renew(ctx context.Context, id string, present *x509.Certifica
 	if had, ok := present.PublicKey.(*ecdsa.PublicKey); !ok || !had.Equal(pub) {
 		return nil, fmt.Errorf("%w: the certificate request is for another key than the certificate", ErrRequest)
 	}
+	r.change.Lock()
+	defer r.change.Unlock()
 	if err := r.Check(id, present); err != nil {
 		return nil, err
 	}
@@ -344,17 +377,31 @@ func (r *Registry) Renew(ctx context.Context, id string, present *x509.Certifica
 		return nil, err
 	}
 	rec.NotAfter, rec.Issuer = cert.NotAfter, r.ca.Issuer(cert)
-	return cert, r.put(ctx, rec, nil, nil)
+	if err := r.put(ctx, rec, nil, nil); err != nil {
+		return nil, err
+	}
+	r.audit.Append(ctx, "agent "+id, "renew", id, "until %s", cert.NotAfter.Format(time.RFC3339))
+	return cert, nil
 }
 
-// Revoke refuses an agent from now on.
-func (r *Registry) Revoke(ctx context.Context, id, by, reason string) error {
-	rec, ok := r.Get(id)
-	if !ok {
-		rec = Record{ID: id}
+// boundTokens are the deletions of every token that is bound to an agent: the last word about it is the one that counts.
+func (r *Registry) boundTokens(ctx context.Context, id string) ([]store.Op, error) {
+	all, err := r.Tokens(ctx)
+	var ops []store.Op
+	for _, t := range all {
+		if t.AgentID == id {
+			ops = append(ops, store.Op{Key: kToken + t.Hash, Delete: true})
+		}
 	}
-	rec.Revoked = fmt.Sprintf("since %s by %s: %s", time.Now().UTC().Format(time.RFC3339), by, or(reason, "no reason given"))
-	if err := r.put(ctx, rec, nil, nil); err != nil {
+	return ops, err
+}
+
+// Revoke refuses an agent from now on, and takes back tokens that are bound to it.
+func (r *Registry) Revoke(ctx context.Context, id, by, reason string) error {
+	rec, err := r.take(ctx, id, func(rec *Record) {
+		rec.Revoked = fmt.Sprintf("since %s by %s: %s", time.Now().UTC().Format(time.RFC3339), by, or(reason, "no reason given"))
+	})
+	if err != nil {
 		return err
 	}
 	r.audit.Append(ctx, by, "agent-revoke", id, "%s", or(reason, "no reason given"))
@@ -362,22 +409,39 @@ func (r *Registry) Revoke(ctx context.Context, id, by, reason string) error {
 	return nil
 }
 
-// Reenroll refuses an agent's present key and makes a token bound to its id.
-func (r *Registry) Reenroll(ctx context.Context, id, by string, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, error) {
+// take changes an agent's record and drops its tokens, in one transaction.
+func (r *Registry) take(ctx context.Context, id string, change func(*Record)) (Record, error) {
+	r.change.Lock()
+	defer r.change.Unlock()
 	rec, ok := r.Get(id)
 	if !ok {
+		rec = Record{ID: id}
+	}
+	change(&rec)
+	ops, err := r.boundTokens(ctx, id)
+	if err != nil {
+		return rec, err
+	}
+	return rec, r.put(ctx, rec, nil, ops)
+}
+
+// Reenroll refuses an agent's present key and makes a token bound to its id; earlier ones that were are taken back.
+func (r *Registry) Reenroll(ctx context.Context, id, by string, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, error) {
+	if _, ok := r.Get(id); !ok {
 		return trust.Token{}, fmt.Errorf("%w: agent %s", ErrUnknown, id)
 	}
+	if ttl < minTokenTTL || ttl > maxTokenTTL { // before anything is taken from the agent
+		return trust.Token{}, fmt.Errorf("%w: a token lives %s to %s, not %s", ErrRequest, minTokenTTL, maxTokenTTL, ttl)
+	}
+	if _, err := r.take(ctx, id, func(rec *Record) { rec.Key, rec.MachineID, rec.Revoked = "", "", "" }); err != nil {
+		return trust.Token{}, err
+	}
+	r.changed(id, ErrKey)
 	t, _, err := r.CreateToken(ctx, Token{AgentID: id, UsesLeft: 1, CreatedBy: by}, ttl, root, floor)
 	if err != nil {
 		return t, err
 	}
-	rec.Key, rec.MachineID, rec.Revoked = "", "", ""
-	if err := r.put(ctx, rec, nil, nil); err != nil {
-		return t, err
-	}
 	r.audit.Append(ctx, by, "agent-reenroll", id, "its key is refused; a token bound to it was made")
-	r.changed(id, ErrKey)
 	return t, nil
 }
 
@@ -405,7 +469,7 @@ func (r *Registry) CreateToken(ctx context.Context, t Token, ttl time.Duration, 
 	if len(have) >= maxTokens {
 		return trust.Token{}, t, fmt.Errorf("%w: %d tokens are the limit", ErrRequest, maxTokens)
 	}
-	secret, err := trust.NewToken(r.ca.Fingerprint(), root, floor)
+	secret, err := trust.NewToken(r.ca.TokenCA(), root, floor)
 	if err != nil {
 		return secret, t, err
 	}

@@ -4,10 +4,17 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/stopgap-em/stopgap/controller/internal/store"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -144,12 +151,187 @@ func TestRequestsForOtherKeysAreRefused(t *testing.T) {
 		t.Errorf("5 KiB: %v", err)
 	}
 	csr, _ = request(t)
-	if _, err := w.reg.Enroll(t.Context(), nil, csr, "../x", "m"); !errors.Is(err, ErrRequest) {
+	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 1, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "../x", "m"); !errors.Is(err, ErrRequest) {
 		t.Errorf("a name with a path: %v", err)
 	}
 	for name, tok := range map[string]Token{"no uses": {}, "too many uses": {UsesLeft: 1e6}, "a label with a line break": {UsesLeft: 1, Labels: map[string]string{"a": "x\ny"}},
 		"a label that is no name": {UsesLeft: 1, Labels: map[string]string{"A B": "x"}}} {
 		if _, _, err := w.reg.CreateToken(t.Context(), tok, time.Hour, [32]byte{}, 1); !errors.Is(err, ErrRequest) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestARenewalInFlightDoesNotBringARevokedAgentBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 100, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		csr, _ := request(t)
+		e, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { _, _ = w.reg.Renew(t.Context(), e.ID, e.Cert, csr) })
+			wg.Go(func() { _ = w.reg.Seen(t.Context(), e.ID, "EX01", "m", e.Cert) })
+		}
+		if err := w.reg.Revoke(t.Context(), e.ID, "admin", "stolen"); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		if err := w.reg.Check(e.ID, e.Cert); !errors.Is(err, ErrRevoked) {
+			t.Fatalf("revoked, and then %v", err)
+		}
+	}
+}
+
+func TestTheLastWordAboutAnAgentCounts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id, _ := w.agent(time.Now())
+	reenroll := func() trust.Token {
+		tok, err := w.reg.Reenroll(t.Context(), id, "admin", time.Hour, [32]byte{}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tok
+	}
+	enrol := func(tok trust.Token) error {
+		csr, _ := request(t)
+		_, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m")
+		return err
+	}
+	first := reenroll()
+	second := reenroll()
+	if err := enrol(first); !errors.Is(err, ErrToken) {
+		t.Errorf("an earlier bound token: %v", err)
+	}
+	if err := w.reg.Revoke(t.Context(), id, "admin", "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	if err := enrol(second); !errors.Is(err, ErrToken) {
+		t.Errorf("a bound token after a revocation: %v", err)
+	}
+	if err := enrol(reenroll()); err != nil { // ordered on purpose
+		t.Error(err)
+	}
+}
+
+func TestAKeyThatWasTakenFromItsAgentComesBackWithNoOrdinaryToken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, _ := request(t)
+	e, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound, err := w.reg.Reenroll(t.Context(), e.ID, "admin", time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, _ := request(t)
+	right, err := w.reg.Enroll(t.Context(), bound.Secret[:], fresh, "EX01", "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m"); !errors.Is(err, ErrKey) {
+		t.Errorf("the thief's old key with an ordinary token: %v", err)
+	}
+	if err := w.reg.Check(right.ID, right.Cert); err != nil {
+		t.Errorf("the right one: %v", err)
+	}
+}
+
+func TestATokenEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	tok, kept, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept.Expires = time.Now().Add(-time.Second)
+	raw, err := json.Marshal(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reg.st.Txn(t.Context(), nil, []store.Op{{Key: kToken + kept.Hash, Value: raw}}); err != nil {
+		t.Fatal(err)
+	}
+	csr, _ := request(t)
+	if _, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m"); !errors.Is(err, ErrToken) {
+		t.Errorf("after its end: %v", err)
+	}
+	if all, err := w.reg.Tokens(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("it is still listed: %v %v", all, err)
+	}
+}
+
+func TestAReplacementOfTheCAThatACrashCutShortIsFinished(t *testing.T) {
+	t.Parallel()
+	for name, cut := range map[string]func(t *testing.T, dir string){
+		"before the certificates": func(t *testing.T, dir string) {
+			a, err := Load(dir, Files{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, key, err := newCA("lab")
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := x509.MarshalPKCS8PrivateKey(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(Files{}.caKey(dir)+nextSuffix, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_ = a
+		},
+		"before the key": func(t *testing.T, dir string) {
+			old, err := os.ReadFile(Files{}.caKey(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := BeginRotation(dir, Files{}); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(Files{}.caKey(dir), Files{}.caKey(dir)+nextSuffix); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(Files{}.caKey(dir), old, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"in the server's directory": func(t *testing.T, dir string) {
+			if err := os.Rename(filepath.Join(dir, serverDir), filepath.Join(dir, serverDir+".old")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		w := newWorld(t)
+		cut(t, w.dir)
+		a, err := Load(w.dir, Files{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if _, err := a.ServerTLS(w.dir); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := a.IssueOperator(filepath.Join(t.TempDir(), "x"), "x", trust.KindViewer); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -98,7 +98,7 @@ func FinishRotation(dir string, files Files, pending []string, force bool) error
 			return err
 		}
 	}
-	return writeCA(dir, files, a.certs, a.key)
+	return writeBundle(dir, a.certs)
 }
 
 // reissue replaces a credential directory by one that was made beside it.

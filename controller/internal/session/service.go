@@ -254,12 +254,15 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 // admit checks that a Hello is from the agent of the certificate, and from the machine that was enrolled.
 func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
 	if err := checkHello(ctx, h); err != nil {
+		id := identity.Caller(ctx).ID
+		s.cfg.Audit.Append(ctx, "agent "+id, "denied", "Hello", "%s", status.Convert(err).Message())
 		return err
 	}
 	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), identity.Certificate(ctx))
 	if errors.Is(err, identity.ErrMachine) {
 		s.cfg.Fleet.Raise(h.GetAgentId(), "clone-detected", "another machine speaks with this identity, as after cloning a virtual machine: "+
 			clip(h.GetFacts().GetHost())+"; `stopgap agents reenroll` gives the right one a new key")
+		s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "clone-detected", h.GetAgentId(), "from %s: %v", clip(h.GetFacts().GetHost()), err)
 		s.cfg.Logger.Error("another machine speaks with an agent's identity", "agent", h.GetAgentId(), "host", clip(h.GetFacts().GetHost()), "error", err)
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: %v; an operator can order re-enrolment", err)
 	}
@@ -359,6 +362,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	}
 	if cloned {
 		s.mu.Unlock()
+		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "clone-detected", id, "two processes; the one connected stays, sent away: %s", clip(h.GetFacts().GetHost()))
 		s.cfg.Logger.Error("two processes speak with one identity; the one connected stays", "agent", id, "host", clip(h.GetFacts().GetHost()))
 		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; `stopgap agents reenroll` gives the right one a new key")
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
@@ -371,6 +375,11 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	s.mu.Unlock()
 	if old != nil {
 		old.end(status.Error(codes.Aborted, "a newer stream of this identity took over"))
+	}
+	// It may have been revoked between opening the stream and now: whoever revokes looks for a live stream after the record
+	// is written, so one of the two sees the other.
+	if err := s.cfg.Registry.Check(id, identity.Certificate(x.stream.Context())); err != nil {
+		x.end(status.Error(codes.PermissionDenied, err.Error()))
 	}
 	select {
 	case <-x.done: // it ended meanwhile, and its handler found nothing to take out
