@@ -199,6 +199,10 @@ func (a *Agent) anchor() error {
 	}
 	a.held = held
 	if !anchor.Replace {
+		if len(held.Root) > 0 && (string(anchor.Root) != string(held.Root) || anchor.Floor != held.Floor) { // a crash came between the two files
+			anchor.Root, anchor.Floor = held.Root, held.Floor
+			return anchor.Write(a.cfg.StateDir)
+		}
 		return nil
 	}
 	if err := a.journal.PutPolicy(held); err != nil {
@@ -437,6 +441,9 @@ func (h *handler) keep(held, next policy.Held) error {
 	}
 	anchor, err := policy.ReadAnchor(h.cfg.StateDir)
 	if err == nil {
+		if anchor.Replace { // somebody enrolled with --new-root beside this agent: the next start obeys that
+			return nil
+		}
 		anchor.Root, anchor.Floor = next.Root, max(anchor.Floor, next.Floor)
 		err = anchor.Write(h.cfg.StateDir)
 	}

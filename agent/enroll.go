@@ -15,8 +15,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
@@ -58,12 +60,22 @@ func Enroll(ctx context.Context, cfg EnrollConfig) (string, error) {
 		return "", fmt.Errorf("enroll: %w", err)
 	}
 	dir := filepath.Join(cfg.StateDir, "credentials")
+	trust.Recover(dir)
 	if _, err := os.Stat(filepath.Join(dir, trust.KeyFile)); err == nil && !cfg.Again {
 		return "", fmt.Errorf("enroll: %s holds an identity already; --again replaces it", dir)
 	}
 	machine, err := cfg.describe(ctx)
 	if err != nil {
 		return "", err
+	}
+	if cfg.Again || cfg.NewRoot {
+		j, err := journal.Open(cfg.StateDir, hclog.NewNullLogger())
+		if errors.Is(err, journal.ErrLocked) {
+			return "", fmt.Errorf("enroll: %w: stop the agent first", err)
+		}
+		if err == nil { // one that can't be opened is the agent's matter
+			defer func() { _ = j.Close() }()
+		}
 	}
 	key, err := trust.NewKey()
 	if err != nil {

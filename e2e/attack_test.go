@@ -164,6 +164,10 @@ func TestWhoOwnsTheControllerCanNotInventAlterDowngradeFreezeMixDropOrFlood(t *t
 	for range 300 {
 		endless.Roots = append(endless.Roots, now.Roots[0])
 	}
+	hole := s.update(now.Targets, 3, nil)
+	hole.Roots = [][]byte{[]byte(`{"signed":{"_type":"root","spec_version":"1.0.31","consistent_snapshot":true,"version":2,"expires":"2030-01-01T00:00:00Z","keys":{"x":null},"roles":{"root":null}},"signatures":[]}`)}
+	empty := s.update(now.Targets, 3, nil)
+	empty.Snapshot = []byte(`{"signed":{"_type":"snapshot","spec_version":"1.0.31","version":9,"expires":"2030-01-01T00:00:00Z","meta":{"targets.json":null}},"signatures":[]}`)
 	garbage := s.update([]byte(`{"signed":{},"signatures":[]}`), 9, nil)
 	for _, c := range []struct {
 		name string
@@ -181,6 +185,8 @@ func TestWhoOwnsTheControllerCanNotInventAlterDowngradeFreezeMixDropOrFlood(t *t
 		{"with one targets key, twice", forge(9, evil, r.soc.Targets[0], r.soc.Targets[0]), "targets"},
 		{"a target of 20 MB", huge, "limit"},
 		{"an endless root chain", endless, "300 roots, limit 256"},
+		{"a root with holes in it", hole, "missing or malformed"},
+		{"a snapshot of nothing", empty, "names no targets"},
 		{"garbage", garbage, "targets"},
 	} {
 		nack := s.try(c.u).GetPolicyNack()
@@ -413,6 +419,12 @@ func TestATokenIsGoodForItsUsesItsTimeAndItsFleet(t *testing.T) {
 		if strings.Contains(logged, secret) {
 			t.Error("a secret was logged")
 		}
+	}
+	// A root with holes, from an operator: refused, and the controller goes on.
+	files := map[string][]byte{"metadata/2.root.json": []byte(`{"signed":{"_type":"root","keys":{"x":null},"roles":{"root":null}},"signatures":[]}`),
+		"metadata/9.targets.json": []byte(`{"signed":{"_type":"targets","targets":{"policy.yaml":null}},"signatures":[]}`)}
+	if _, err := soc.Send(t.Context(), r.fleet, files); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a root with holes was published: %v", err)
 	}
 	if _, err := r.fleet.CreateToken(t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 1, Uses: 1}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a token of a second: %v", err)

@@ -329,6 +329,43 @@ func TestARevokedAgentsStreamIsClosedAtOnceAndTheNextIsRefused(t *testing.T) {
 	unchanged(t, file, content)
 }
 
+func TestAStreamThatWaitedForItsAgentsRevocationIsNotLetIn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := r.prepare(lab.Spec{Template: lab.ExchangeSE, Host: "EX01"}, nil)
+	client, creds := attackerFor(t, r, n)
+	st, err := client.Connect(t.Context()) // open, and silent
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Pull(t.Context(), &stopgapv1.PullRequest{Hello: hello(creds.Identity.ID).GetHello()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.fleet.RevokeAgent(t.Context(), &stopgapv1.RevokeAgentRequest{Id: n.id, Reason: "stolen"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Send(hello(creds.Identity.ID)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		var f *stopgapv1.ConnectResponse
+		if f, err = st.Recv(); err == nil && (len(f.GetPolicyUpdate()) > 0 || len(f.GetAssignment()) > 0) {
+			t.Error("a revoked agent was sent policy")
+		}
+	}
+	if status.Code(err) != codes.PermissionDenied {
+		t.Errorf("got %v", err)
+	}
+	r.eventually(func() error {
+		a, err := r.get(n)
+		if err == nil && a.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED {
+			err = errors.New("a revoked agent counts as connected")
+		}
+		return err
+	})
+	r.audited("denied", n.id)
+}
+
 func TestLabelsComeWithTheTokenAndAreSeenByTheOperators(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -431,6 +468,8 @@ func TestTheCAIsReplacedWithOverlap(t *testing.T) {
 	r.start()
 	late.start() // enrolled by the old CA, connects during the overlap
 	r.connected(late)
+	during := r.add(lab.Spec{Template: lab.ExchangeSE, Host: "DURING"}, nil) // enrols during the overlap
+	r.connected(during)
 	r.connected(n)
 	// Both are told to renew when they connect, and have the new CA then.
 	for _, x := range []*node{n, late} {
@@ -458,7 +497,7 @@ func TestTheCAIsReplacedWithOverlap(t *testing.T) {
 	t.Cleanup(func() { _ = conn.Close() })
 	r.fleet = stopgapv1.NewFleetServiceClient(conn)
 	r.publish(catalogue(t, "PING1")...)
-	for _, x := range []*node{n, late} {
+	for _, x := range []*node{n, late, during} {
 		r.connected(x)
 		r.expect(x, "PING1", applied, "")
 	}

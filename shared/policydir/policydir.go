@@ -225,6 +225,20 @@ func (d *Dir) complete(tg *metadata.Metadata[metadata.TargetsType]) bool {
 	return err == nil && root.VerifyDelegate(metadata.TARGETS, tg) == nil
 }
 
+// everComplete says whether targets metadata is, or was by an earlier root, signed to the threshold: then it may have been
+// published, and its version says what it says.
+func (d *Dir) everComplete(tg *metadata.Metadata[metadata.TargetsType]) bool {
+	if d.complete(tg) {
+		return true
+	}
+	for _, data := range d.roots {
+		if r, err := metadata.Root().FromBytes(data); err == nil && r.VerifyDelegate(metadata.TARGETS, tg) == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // lastSigned is the newest targets metadata that is signed to the threshold; nil: none.
 func (d *Dir) lastSigned() *metadata.Metadata[metadata.TargetsType] {
 	var versions []uint64
@@ -233,7 +247,7 @@ func (d *Dir) lastSigned() *metadata.Metadata[metadata.TargetsType] {
 	}
 	sort.Slice(versions, func(i, j int) bool { return versions[i] > versions[j] })
 	for _, v := range versions {
-		if tg, err := metadata.Targets().FromBytes(d.targets[v]); err == nil && d.complete(tg) {
+		if tg, err := metadata.Targets().FromBytes(d.targets[v]); err == nil && d.everComplete(tg) {
 			return tg
 		}
 	}
@@ -354,7 +368,7 @@ func writeFile(name string, data []byte) error {
 // edit makes the head a draft that can be changed: the next version where the head is signed, else the head itself without
 // the signatures it has, whose loss it says.
 func (d *Dir) edit(now time.Time, life time.Duration) (notes []string) {
-	if d.complete(d.head) {
+	if d.everComplete(d.head) {
 		d.head = &metadata.Metadata[metadata.TargetsType]{Signed: d.head.Signed}
 		d.head.Signed.Version++
 		notes = append(notes, fmt.Sprintf("begins version %d", d.head.Signed.Version))

@@ -2,6 +2,7 @@ package policydir
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -158,7 +160,7 @@ func (d *Dir) Diff() ([]string, error) {
 	}
 	last := d.lastSigned()
 	if last != nil && last.Signed.Version == d.head.Signed.Version {
-		return append(out, fmt.Sprintf("targets %d is signed; nothing is changed since", last.Signed.Version)), nil
+		return append(append(out, fmt.Sprintf("targets %d is signed; nothing is changed since", last.Signed.Version)), d.inventory()...), nil
 	}
 	old := map[string]string{}
 	from := "nothing (no version was signed yet)"
@@ -196,7 +198,38 @@ func (d *Dir) Diff() ([]string, error) {
 	if len(out) == n {
 		out = append(out, "  nothing but its end")
 	}
-	return out, nil
+	// What is compared with came in the same directory; what is signed is everything, so everything is said.
+	return append(out, d.inventory()...), nil
+}
+
+// Identity names a policy for ever: the SHA-256 of what its first root says, without the signatures, which are added one by one.
+func (d *Dir) Identity() string {
+	r, err := metadata.Root().FromBytes(d.FirstRoot())
+	if err != nil {
+		return "unknown"
+	}
+	data, err := cjson.EncodeCanonical(r.Signed)
+	if err != nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(data))
+}
+
+// inventory lists all that the newest version says, with what a signer can compare with a copy of their own.
+func (d *Dir) inventory() []string {
+	out := []string{fmt.Sprintf("policy %s; targets %d lists, with SHA-256:", d.Identity(), d.head.Signed.Version)}
+	for _, p := range sortedKeys(d.head.Signed.Targets) {
+		out = append(out, fmt.Sprintf("  %-40s %x", p, []byte(d.head.Signed.Targets[p].Hashes["sha256"])))
+	}
+	if fb, err := mitigation.ParseFixedBuilds(mitigation.FixedBuildsName, d.docs[mitigation.FixedBuildsName]); err == nil {
+		for _, f := range fb.GetFixes() {
+			out = append(out, fmt.Sprintf("  fixed for %s: %s", f.GetCve(), strings.Join(append(append([]string(nil), f.GetBuilds()...), f.GetAllFixedFrom()...), ", ")))
+		}
+	}
+	if table, err := d.table(); err == nil {
+		out = append(out, "  allows: "+allowed(table))
+	}
+	return out
 }
 
 func (d *Dir) describe(p string) string {

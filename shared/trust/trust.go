@@ -102,6 +102,9 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	if err := private(dir); err != nil {
+		return fmt.Errorf("credentials: %s can't be kept from others: %w", dir, err)
+	}
 	if _, err := os.Lstat(filepath.Join(dir, KeyFile)); err == nil {
 		return fmt.Errorf("credentials: %s holds a key already; nothing was overwritten", dir)
 	}
@@ -130,7 +133,12 @@ func ReplaceFile(name string, data []byte, mode os.FileMode) error {
 	if err != nil {
 		return err
 	}
-	_, err = tmp.Write(data)
+	if mode&0o077 == 0 {
+		err = private(tmp.Name())
+	}
+	if err == nil {
+		_, err = tmp.Write(data)
+	}
 	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), name)

@@ -62,7 +62,9 @@ type Change struct {
 	Prior host.Prior      `json:"prior"`
 	Phase Phase           `json:"phase"`
 	Since time.Time       `json:"since"`
-	Build string          `json:"build"` // Exchange build when it was made
+	// Protected is since when any revision of the mitigation has been in force without a gap.
+	Protected time.Time `json:"protected"`
+	Build     string    `json:"build"` // Exchange build when it was made
 	// Proven: it was once read back in place. A repair of it that fails does not take it off.
 	Proven bool `json:"proven,omitempty"`
 	// Document is the hex SHA-256 of the mitigation document.

@@ -56,10 +56,12 @@ type View struct {
 	Assignment *stopgapv1.Assignment
 	Blocks     map[string]journal.Block
 	Frozen     bool
-	// InForce are the revisions of which changes are recorded, by mitigation, and Since when each has been in force.
-	InForce map[string][]uint32
-	Since   map[string]time.Time
-	Now     time.Time
+	// InForce are the revisions of which changes are recorded, by mitigation; Since is when each of them (id@revision) came
+	// into force, and Protected since when any revision of a mitigation has been, without a gap.
+	InForce   map[string][]uint32
+	Since     map[string]time.Time
+	Protected map[string]time.Time
+	Now       time.Time
 	// Known are the mitigations reported on before.
 	Known map[string]*stopgapv1.Outcome
 }
@@ -155,7 +157,7 @@ func (v View) decide(id string) Decision {
 	}
 	// What the controller alone wants off, or wants replaced by an older revision, goes only as far as signed policy lets it.
 	if item != nil && inForce > 0 && revs[inForce] != nil && (item.GetRevert() || item.GetRevision() < inForce) {
-		if why := v.revertRefused(id, inForce); why != "" {
+		if why := v.revertRefused(id, inForce, item.GetRevert()); why != "" {
 			d.Revision, d.SHA256 = inForce, revs[inForce].SHA256[:]
 			d.RefusedCode = codeRevertRefused
 			d.Refused = fmt.Sprintf("the controller asked to take %s off (%s); it stays: %s", ref, orNoReason(item.GetReason()), why)
@@ -217,8 +219,10 @@ const codeControllerRevert = "controller-revert"
 // the agent's own record: a controller can't stretch it.
 const completedAfter = 24 * time.Hour
 
-// revertRefused says why the controller may not take a revision off; "" when it may.
-func (v View) revertRefused(id string, revision uint32) string {
+// revertRefused says why the controller may not take a revision off, wholly or for an older one; "" when it may. A fresh
+// revision may go back to the one that was there before; that the mitigation goes altogether counts from its first revision on,
+// or a controller could release the next one and take that off.
+func (v View) revertRefused(id string, revision uint32, wholly bool) string {
 	switch v.Policy.Table.ControllerRevert(id) {
 	case stopgapv1.ControllerRevert_CONTROLLER_REVERT_ALWAYS:
 		return ""
@@ -226,6 +230,9 @@ func (v View) revertRefused(id string, revision uint32) string {
 		return "signed policy never lets it; take it out of the signed policy"
 	default:
 		since := v.Since[mitigation.Ref(id, revision)]
+		if wholly {
+			since = v.Protected[id]
+		}
 		if v.Now.Sub(since) < completedAfter {
 			return ""
 		}

@@ -27,6 +27,7 @@ func view(inForce uint32, since time.Duration, permits string, item *stopgapv1.A
 	if inForce > 0 {
 		v.InForce["M1"] = []uint32{inForce}
 		v.Since["M1@1"], v.Since["M1@2"] = now.Add(-since), now.Add(-since)
+		v.Protected = map[string]time.Time{"M1": now.Add(-since)}
 	}
 	if item != nil {
 		item.Mitigation = "M1"
@@ -58,6 +59,8 @@ func TestWhatTheControllerMayTakeOffDependsOnSignedPolicyAndTheAgentsOwnRecord(t
 		"completed, always":                  {view(2, 25*time.Hour, always, revert()), Remove, 2, codeControllerRevert},
 		"back to the one before, fresh":      {view(2, time.Hour, "", back()), Apply, 1, ""},
 		"back to the one before, completed":  {view(2, 25*time.Hour, "", back()), Apply, 2, codeRevertRefused},
+		"a fresh revision of what completed": {renewed(view(2, time.Hour, "", revert())), Apply, 2, codeRevertRefused},
+		"that one back to the one before":    {renewed(view(2, time.Hour, "", back())), Apply, 1, ""},
 		"not in force":                       {view(0, 0, "", revert()), Leave, 2, "not-released"},
 		"absent from the assignment":         {view(2, time.Hour, always, nil), Apply, 2, ""},
 		"the next revision, completed never": {view(1, 25*time.Hour, never, &stopgapv1.AssignmentItem{Revision: 2}), Apply, 2, ""},
@@ -74,6 +77,12 @@ func TestWhatTheControllerMayTakeOffDependsOnSignedPolicyAndTheAgentsOwnRecord(t
 			t.Errorf("%s: the reason is not told: %q", name, d.Refused)
 		}
 	}
+}
+
+// renewed is a view in which the mitigation has been in force for a month, the present revision for less.
+func renewed(v View) View {
+	v.Protected["M1"] = v.Now.Add(-30 * 24 * time.Hour)
+	return v
 }
 
 func TestAnAssignmentWaitsForItsPolicyAndAPolicyThatEndedAppliesNothingNew(t *testing.T) {

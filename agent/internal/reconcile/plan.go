@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
@@ -165,14 +166,30 @@ func (p *pass) unstage(w *work) {
 // fill completes a record. What was there before our first change is never overwritten by what a repair finds.
 func (p *pass) fill(s *step, w *work) {
 	c := &s.change
-	c.Since, c.Build, c.CVEs = p.now, p.facts.GetExchangeBuild(), w.Doc.GetCves()
+	c.Since, c.Protected, c.Build, c.CVEs = p.now, p.protected(c.Ref.Mitigation), p.facts.GetExchangeBuild(), w.Doc.GetCves()
 	c.Document = fmt.Sprintf("%x", w.Doc.SHA256)
 	if s.record != nil {
-		c.Since, c.Proven = s.record.Since, s.record.Proven
+		c.Since, c.Protected, c.Proven = s.record.Since, s.record.Protected, s.record.Proven
 		files := c.Prior.Files
 		c.Prior = s.record.Prior
 		c.Prior.Files = union(s.record.Prior.Files, files)
 	}
+}
+
+// protected is since when a mitigation has been in force, over all its revisions: now, when it is not yet.
+func (p *pass) protected(id string) time.Time {
+	since := p.now
+	for _, c := range p.changes {
+		if c.Ref.Mitigation != id {
+			continue
+		}
+		for _, t := range []time.Time{c.Since, c.Protected} {
+			if !t.IsZero() && t.Before(since) {
+				since = t
+			}
+		}
+	}
+	return since
 }
 
 func union(a, b []string) []string {

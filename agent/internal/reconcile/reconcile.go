@@ -265,7 +265,7 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 		return nil, View{}, err
 	}
 	view := View{Facts: p.facts, Policy: r.cfg.Policy(), Assignment: assignment, Blocks: p.blocks, Frozen: frozen,
-		InForce: map[string][]uint32{}, Since: map[string]time.Time{}, Now: p.now, Known: p.known}
+		InForce: map[string][]uint32{}, Since: map[string]time.Time{}, Protected: map[string]time.Time{}, Now: p.now, Known: p.known}
 	for _, c := range p.changes {
 		if c.Ref.Mitigation == healthManager {
 			p.heldTill = c.Since
@@ -276,6 +276,7 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 		if since, ok := view.Since[ref]; !ok || c.Since.Before(since) {
 			view.Since[ref] = c.Since
 		}
+		view.Protected[c.Ref.Mitigation] = p.protected(c.Ref.Mitigation)
 	}
 	if view.Policy.FixedError != nil {
 		p.alarms["fixed-builds-unreadable"] = view.Policy.FixedError.Error()

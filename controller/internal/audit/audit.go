@@ -1,5 +1,8 @@
 // Package audit is the log of what was decided and refused: who, what, on what, when. Each entry carries a hash over the one
-// before and itself, so that an entry can't be changed or taken out from the middle unseen.
+// before it and itself, so that an entry can't be changed or taken out unseen.
+//
+// It is two logs under one count: what people and the controller decide, and what agents and strangers bring about. The second
+// is bounded and slowed down by itself, so that no agent can push a person's decision out of the log.
 package audit
 
 import (
@@ -7,11 +10,13 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"sort"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -20,43 +25,62 @@ import (
 )
 
 const (
-	prefix = "audit/"
-	keyFmt = prefix + "%020d"
-	// kept bounds the log; what is older belongs in a SIEM. The chain goes on from the last entry dropped.
+	// kept bounds each of the two logs; what is older belongs in a SIEM. The chain goes on from the last entry dropped.
 	kept = 50_000
 	// dropAt is how many over the bound are dropped in one go.
 	dropAt  = 1000
 	maxText = 1 << 10
 	// maxList bounds one answer.
 	maxList = 1000
+	// What one agent (or everybody without a certificate) can write: actorBurst entries, then one in actorEvery.
+	actorBurst = 30
+	actorEvery = time.Minute
+	maxActors  = 100_000
 )
+
+// chained is one of the two logs.
+type chained struct {
+	prefix string // of keys; what follows is the sequence number
+	head   string // key of the last entry's sequence and hash
+	last   uint64
+	hash   []byte
+	count  int
+}
+
+func (c *chained) key(sequence uint64) string { return fmt.Sprintf("%s%020d", c.prefix, sequence) }
 
 // Log appends and lists. It is safe for concurrent use.
 type Log struct {
 	st  store.Store
 	log hclog.Logger
 
-	mu    sync.Mutex
-	last  uint64
-	first uint64
-	hash  []byte
+	mu         sync.Mutex
+	sequence   uint64
+	people     *chained
+	others     *chained
+	actors     map[string]*rate.Limiter
+	suppressed map[string]int
 }
 
-// Load finds the end of the log.
+// Load finds the ends of the log.
 func Load(ctx context.Context, st store.Store, log hclog.Logger) (*Log, error) {
-	l := &Log{st: st, log: log, first: 1}
-	kvs, _, err := st.List(ctx, prefix)
-	if err != nil {
-		return nil, err
+	l := &Log{st: st, log: log, people: &chained{prefix: "audit/people/", head: "audit-head/people"}, others: &chained{prefix: "audit/others/", head: "audit-head/others"},
+		actors: map[string]*rate.Limiter{}, suppressed: map[string]int{}}
+	for _, c := range []*chained{l.people, l.others} {
+		kvs, _, err := st.List(ctx, c.prefix)
+		if err != nil {
+			return nil, err
+		}
+		if len(kvs) == 0 {
+			continue
+		}
+		last := &stopgapv1.AuditEntry{}
+		if err := proto.Unmarshal(kvs[len(kvs)-1].Value, last); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		c.last, c.hash, c.count = last.GetSequence(), last.GetHash(), len(kvs)
+		l.sequence = max(l.sequence, c.last)
 	}
-	if len(kvs) == 0 {
-		return l, nil
-	}
-	first, last := &stopgapv1.AuditEntry{}, &stopgapv1.AuditEntry{}
-	if err := errors.Join(proto.Unmarshal(kvs[0].Value, first), proto.Unmarshal(kvs[len(kvs)-1].Value, last)); err != nil {
-		return nil, fmt.Errorf("audit: %w", err)
-	}
-	l.first, l.last, l.hash = first.GetSequence(), last.GetSequence(), last.GetHash()
 	return l, nil
 }
 
@@ -72,54 +96,137 @@ func chain(before []byte, e *stopgapv1.AuditEntry) []byte {
 
 func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
 
-// Append adds an entry, durably. An entry that can't be written is logged as an error: what it tells of has happened.
+// ours says whether an actor is a person or the controller, and not an agent, a token or a stranger.
+func ours(actor string) bool {
+	kind, _, _ := strings.Cut(actor, " ")
+	return kind != "agent" && kind != "token" && kind != "nobody"
+}
+
+// admitted says whether another may write now; the caller holds the lock.
+func (l *Log) admitted(actor string) bool {
+	if ours(actor) {
+		return true
+	}
+	lim := l.actors[actor]
+	if lim == nil {
+		if len(l.actors) >= maxActors {
+			clear(l.actors)
+		}
+		lim = rate.NewLimiter(rate.Every(actorEvery), actorBurst)
+		l.actors[actor] = lim
+	}
+	if !lim.Allow() {
+		l.suppressed[actor]++
+		return false
+	}
+	return true
+}
+
+// Append adds an entry, durably. One that can't be written is logged as an error: what it tells of has happened. Of an agent
+// that has written many only the count is kept, in its next entry.
 func (l *Log) Append(ctx context.Context, actor, action, subject, format string, args ...any) {
 	e := &stopgapv1.AuditEntry{Time: timestamppb.New(time.Now()), Actor: clip(actor), Action: action, Subject: clip(subject), Detail: clip(fmt.Sprintf(format, args...))}
-	l.log.Info("audit", "actor", e.GetActor(), "action", e.GetAction(), "subject", e.GetSubject(), "detail", e.GetDetail())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e.Sequence = l.last + 1
-	e.Hash = chain(l.hash, e)
+	if !l.admitted(actor) {
+		return
+	}
+	if n := l.suppressed[actor]; n > 0 {
+		e.Detail = clip(fmt.Sprintf("(%d more of it were not written) %s", n, e.GetDetail()))
+		delete(l.suppressed, actor)
+	}
+	l.log.Info("audit", "actor", e.GetActor(), "action", e.GetAction(), "subject", e.GetSubject(), "detail", e.GetDetail())
+	c := l.others
+	if ours(actor) {
+		c = l.people
+	}
+	e.Sequence = l.sequence + 1
+	e.Hash = chain(c.hash, e)
 	raw, err := proto.Marshal(e)
-	ops := []store.Op{{Key: fmt.Sprintf(keyFmt, e.GetSequence()), Value: raw}}
-	first := l.first
-	if e.GetSequence()-first >= kept+dropAt {
-		for ; e.GetSequence()-first >= kept; first++ {
-			ops = append(ops, store.Op{Key: fmt.Sprintf(keyFmt, first), Delete: true})
-		}
+	ops := []store.Op{{Key: c.key(e.GetSequence()), Value: raw}, {Key: c.head, Value: fmt.Appendf(nil, "%d %x", e.GetSequence(), e.GetHash())}}
+	var drop []store.Op
+	if err == nil {
+		drop, err = l.overflow(ctx, c)
 	}
 	if err == nil {
-		_, err = l.st.Txn(context.WithoutCancel(ctx), nil, ops)
+		_, err = l.st.Txn(context.WithoutCancel(ctx), nil, append(ops, drop...))
 	}
 	if err != nil {
 		l.log.Error("the audit log can't be written", "action", action, "error", err)
 		return
 	}
-	l.last, l.hash, l.first = e.GetSequence(), e.GetHash(), first
+	l.sequence, c.last, c.hash = e.GetSequence(), e.GetSequence(), e.GetHash()
+	c.count += 1 - len(drop)
 }
 
-// List gives entries after a sequence number, and checks the chain over everything kept.
-func (l *Log) List(ctx context.Context, after uint64) (*stopgapv1.ListAuditResponse, error) {
-	kvs, _, err := l.st.List(ctx, prefix)
+// overflow gives the deletions of what is over the bound, once there is enough of it.
+func (l *Log) overflow(ctx context.Context, c *chained) ([]store.Op, error) {
+	if c.count < kept+dropAt {
+		return nil, nil
+	}
+	kvs, _, err := l.st.List(ctx, c.prefix)
 	if err != nil {
 		return nil, err
 	}
+	var ops []store.Op
+	for _, kv := range kvs[:max(0, len(kvs)-kept)] {
+		ops = append(ops, store.Op{Key: kv.Key, Delete: true})
+	}
+	return ops, nil
+}
+
+// List gives entries after a sequence number, and checks both chains over everything kept.
+func (l *Log) List(ctx context.Context, after uint64) (*stopgapv1.ListAuditResponse, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	out := &stopgapv1.ListAuditResponse{ChainHolds: true}
+	for _, c := range []*chained{l.people, l.others} {
+		broken, err := l.read(ctx, c, after, out)
+		if err != nil {
+			return nil, err
+		}
+		if broken > 0 && (out.BrokenAt == 0 || broken < out.BrokenAt) {
+			out.ChainHolds, out.BrokenAt = false, broken
+		}
+	}
+	sort.Slice(out.Entries, func(i, j int) bool { return out.Entries[i].GetSequence() < out.Entries[j].GetSequence() })
+	out.Entries = out.Entries[:min(len(out.Entries), maxList)]
+	return out, nil
+}
+
+// read adds one log's entries, and says where its chain breaks; 0: nowhere.
+func (l *Log) read(ctx context.Context, c *chained, after uint64, out *stopgapv1.ListAuditResponse) (broken uint64, err error) {
+	kvs, _, err := l.st.List(ctx, c.prefix)
+	if err != nil {
+		return 0, err
+	}
 	var before []byte
+	last := uint64(0)
 	for i, kv := range kvs {
 		e := &stopgapv1.AuditEntry{}
 		if err := proto.Unmarshal(kv.Value, e); err != nil {
-			return nil, fmt.Errorf("audit: %s: %w", kv.Key, err)
+			return 0, fmt.Errorf("audit: %s: %w", kv.Key, err)
 		}
-		// The first one kept may follow one that was dropped; its own hash is then the beginning.
-		whole := i > 0 || e.GetSequence() == 1
-		if out.ChainHolds && (fmt.Sprintf(keyFmt, e.GetSequence()) != kv.Key || whole && string(chain(before, e)) != string(e.GetHash())) {
-			out.ChainHolds, out.BrokenAt = false, max(e.GetSequence(), 1)
+		// The first one kept may follow one that was dropped; its own hash is then the beginning. Nothing is dropped from a log
+		// that is not full.
+		begins := i == 0 && c.count >= kept
+		if broken == 0 && (c.key(e.GetSequence()) != kv.Key || !begins && string(chain(before, e)) != string(e.GetHash())) {
+			broken = max(e.GetSequence(), 1)
 		}
-		before = e.GetHash()
-		if e.GetSequence() > after && len(out.Entries) < maxList {
+		before, last = e.GetHash(), e.GetSequence()
+		if e.GetSequence() > after {
 			out.Entries = append(out.Entries, e)
 		}
 	}
-	return out, nil
+	head := ""
+	switch kv, err := l.st.Get(ctx, c.head); {
+	case err == nil:
+		head = string(kv.Value)
+	case !errors.Is(err, store.ErrNotFound):
+		return 0, err
+	}
+	if want := fmt.Sprintf("%d %x", last, before); broken == 0 && head != want && (head != "" || last > 0) {
+		broken = last + 1 // the newest were taken out
+	}
+	return broken, nil
 }

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -43,7 +42,7 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 	if err != nil || !resp.GetChainHolds() || len(resp.GetEntries()) != 2 || resp.GetEntries()[1].GetSequence() != 6 || len(resp.GetEntries()[1].GetDetail()) > maxText {
 		t.Fatalf("%v %v", resp, err)
 	}
-	key := fmt.Sprintf(keyFmt, 3)
+	key := l.people.key(3)
 	kv, err := st.Get(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -57,15 +56,49 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, op := range map[string]store.Op{"altered": {Key: key, Value: raw}, "taken out": {Key: key, Delete: true}} {
+	for name, op := range map[string]store.Op{"altered": {Key: key, Value: raw}, "taken out": {Key: key, Delete: true},
+		"the oldest taken out": {Key: l.people.key(1), Delete: true}, "the newest taken out": {Key: l.people.key(6), Delete: true}} {
+		kv, err := st.Get(t.Context(), op.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if _, err := st.Txn(t.Context(), nil, []store.Op{op}); err != nil {
 			t.Fatal(err)
 		}
-		if resp, err := l.List(t.Context(), 0); err != nil || resp.GetChainHolds() || resp.GetBrokenAt() < 3 || resp.GetBrokenAt() > 4 {
+		if resp, err := l.List(t.Context(), 0); err != nil || resp.GetChainHolds() || resp.GetBrokenAt() == 0 {
 			t.Errorf("%s: %v at %d, %v", name, resp.GetChainHolds(), resp.GetBrokenAt(), err)
 		}
-		if _, err := st.Txn(t.Context(), nil, []store.Op{{Key: key, Value: kv.Value}}); err != nil {
+		if _, err := st.Txn(t.Context(), nil, []store.Op{{Key: op.Key, Value: kv.Value}}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
+	t.Parallel()
+	_, load := open(t)
+	l := load()
+	l.Append(t.Context(), "admin admin", "publish", "policy", "the decision")
+	for i := range 500 {
+		l.Append(t.Context(), "agent evil", "policy-refused", "timestamp", "nack %d", i)
+	}
+	l.Append(t.Context(), "admin admin", "token-create", "x", "another decision")
+	resp, err := l.List(t.Context(), 0)
+	if err != nil || !resp.GetChainHolds() {
+		t.Fatalf("%v %v", resp.GetBrokenAt(), err)
+	}
+	evil, people := 0, 0
+	for _, e := range resp.GetEntries() {
+		if e.GetActor() == "agent evil" {
+			evil++
+		} else {
+			people++
+		}
+	}
+	if evil != actorBurst || people != 2 {
+		t.Errorf("%d entries of one agent, %d of people", evil, people)
+	}
+	if !ours("controller") || !ours("operator ben") || ours("nobody") || ours("token x") {
+		t.Error("who is ours is told apart wrongly")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -327,15 +328,46 @@ func policyVerify(dir *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "fine: root %d (SHA-256 %x), targets %d with %d documents, valid until %s (%s)\n", st.Versions.Root,
+			fmt.Fprintf(cmd.OutOrStdout(), "fine: policy %s\nroot %d (SHA-256 %x), targets %d with %d documents, valid until %s (%s)\n", d.Identity(), st.Versions.Root,
 				tufpolicy.RootFingerprint(st.Root), st.Versions.Targets, len(st.Documents), st.Expires.Format(time.DateOnly), st.ExpiresFirst)
 			return nil
 		},
 	}
 }
 
+// pinned keeps a key to one policy: the policy's identity stands beside the key from the first signature on. A directory that
+// somebody made with roots of their own could otherwise show a signer a history that never was.
+func pinned(cmd *cobra.Command, key, identity string) error {
+	file := strings.TrimSuffix(key, ".key") + ".policy"
+	data, err := readBounded(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s signs for this policy for the first time: compare %s with what the others see; it is kept in %s\n", key, identity, file)
+		return os.WriteFile(file, []byte(identity+"\n"), 0o600)
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(data)) != identity:
+		return fmt.Errorf("%s signs for policy %.64s, this is policy %s; nothing was signed", key, strings.TrimSpace(string(data)), identity)
+	}
+	return nil
+}
+
+// agree asks the person at the terminal.
+func agree(cmd *cobra.Command, yes bool) error {
+	if yes || !term.IsTerminal(int(os.Stdin.Fd())) {
+		return nil
+	}
+	fmt.Fprint(cmd.ErrOrStderr(), "Sign this? Type yes: ")
+	var answer string
+	if _, err := fmt.Fscanln(cmd.InOrStdin(), &answer); err != nil || answer != "yes" {
+		return errors.New("nothing was signed")
+	}
+	return nil
+}
+
 func sign() *cobra.Command {
 	var files []string
+	var yes bool
 	c := &cobra.Command{
 		Use:   "sign --key KEY [DIR]",
 		Short: "Add a key's signature to what in a policy directory still lacks signatures, having said what that is; no controller needed",
@@ -355,6 +387,14 @@ func sign() *cobra.Command {
 			}
 			say(cmd, lines)
 			for _, f := range files {
+				if err := pinned(cmd, f, d.Identity()); err != nil {
+					return err
+				}
+			}
+			if err := agree(cmd, yes); err != nil {
+				return err
+			}
+			for _, f := range files {
 				p, err := passphrase(cmd.ErrOrStderr(), "Passphrase of "+f+": ", false)
 				if err != nil {
 					return err
@@ -372,6 +412,7 @@ func sign() *cobra.Command {
 		},
 	}
 	c.Flags().StringArrayVar(&files, "key", nil, "private key file; may be given several times")
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask (it is not asked where there is no terminal either)")
 	_ = c.MarkFlagRequired("key")
 	return c
 }

@@ -185,9 +185,26 @@ func (p *Policy) read(ctx context.Context, raw []byte) (*Current, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("no root")
 	}
-	// What was signed offline has to verify; that it may have expired since is for the agents to judge.
-	return assemble(chain, h, docs, time.Time{})
+	// All of it has to verify; that it may have expired since is for the agents to judge.
+	c, err := assemble(chain, h, docs, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	st, err := tufpolicy.Begin(chain[len(chain)-1], 0)
+	if err == nil {
+		_, err = tufpolicy.Verify(st, tufpolicy.Update{Timestamp: h.Timestamp, Snapshot: h.Snapshot, Targets: h.Targets, Documents: docs}, time.Time{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	if limit := uint64(time.Now().AddDate(maxAheadYears, 0, 0).Unix()); max(c.State.Versions.Timestamp, c.State.Versions.Snapshot) > limit {
+		return nil, fmt.Errorf("timestamp or snapshot version is above %d: somebody counted ahead with the online keys; replace them", limit)
+	}
+	return c, nil
 }
+
+// maxAheadYears is how far versions, which count by the clock, may be ahead of it.
+const maxAheadYears = 10
 
 // assemble verifies and parses a whole policy. A zero now leaves expiry out.
 func assemble(roots [][]byte, h head, docs map[string][]byte, now time.Time) (*Current, error) {
@@ -195,7 +212,17 @@ func assemble(roots [][]byte, h head, docs map[string][]byte, now time.Time) (*C
 	if err != nil {
 		return nil, err
 	}
-	if st, err = tufpolicy.VerifySigned(st, tufpolicy.Signed{Roots: roots, Targets: h.Targets, Documents: docs}, now); err != nil {
+	// A fleet of many years may have more roots than one agent may be sent.
+	rest := roots[1:]
+	for len(rest) > tufpolicy.MaxRoots {
+		for _, r := range rest[:tufpolicy.MaxRoots] {
+			if st.Root, err = tufpolicy.Follow(st.Root, r); err != nil {
+				return nil, err
+			}
+		}
+		rest = rest[tufpolicy.MaxRoots:]
+	}
+	if st, err = tufpolicy.VerifySigned(st, tufpolicy.Signed{Roots: rest, Targets: h.Targets, Documents: docs}, now); err != nil {
 		return nil, err
 	}
 	contents, err := policydir.Read(docs)
@@ -338,8 +365,8 @@ func (p *Policy) Publish(ctx context.Context, files []File, admin bool) (changes
 	for v := uint64(len(chain) + 1); roots[v] != nil; v++ {
 		chain = append(chain, roots[v])
 	}
-	if len(chain) > tufpolicy.MaxRoots {
-		return nil, fmt.Errorf("%w: %d roots, limit %d", ErrMalformed, len(chain), tufpolicy.MaxRoots)
+	if fresh := len(chain) - len(cur.roots); fresh > tufpolicy.MaxRoots {
+		return nil, fmt.Errorf("%w: %d new roots, limit %d", ErrMalformed, fresh, tufpolicy.MaxRoots)
 	}
 	next, err := assemble(chain, head{Targets: targets}, docs, time.Now())
 	if err != nil {
@@ -576,6 +603,7 @@ func (p *Policy) update(cur *Current, h held) *stopgapv1.PolicyUpdate {
 	u := &stopgapv1.PolicyUpdate{TimestampVersion: cur.State.Versions.Timestamp, TargetsVersion: cur.Version, Timestamp: cur.head.Timestamp, Snapshot: cur.head.Snapshot}
 	if h.root < uint64(len(cur.roots)) {
 		u.Roots = cur.roots[h.root:]
+		u.Roots = u.Roots[:min(len(u.Roots), tufpolicy.MaxRoots)]
 	}
 	if h.targets == cur.Version && len(u.Roots) == 0 {
 		return u

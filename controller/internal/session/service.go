@@ -379,6 +379,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	// It may have been revoked between opening the stream and now: whoever revokes looks for a live stream after the record
 	// is written, so one of the two sees the other.
 	if err := s.cfg.Registry.Check(id, identity.Certificate(x.stream.Context())); err != nil {
+		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "denied", "Hello", "%v", err)
 		x.end(status.Error(codes.PermissionDenied, err.Error()))
 	}
 	select {
