@@ -33,7 +33,8 @@ test: ## run every test (needs a C compiler for the race detector; without one i
 	fi
 
 .PHONY: bench
-bench: build ## measure a fleet of AGENTS light agents on this machine; prints JSON
+bench: build ## measure a fleet of AGENTS light agents on this machine, and what evaluating rewrite rules costs; prints JSON
+	@$(GO) test -run '^$$' -bench . ./shared/urlrewrite ./controller/internal/simulate 1>&2
 	@$(GO) run ./e2e/bench -agents $(AGENTS)
 
 # By count, as 20000x, in CI: with a time, go test reports "context deadline exceeded" as a failure when the time ends while a

@@ -123,3 +123,32 @@ func ParseKind(s string) (Kind, error) {
 	}
 	return 0, fmt.Errorf("%q is neither applicationHost.config nor web.config", s)
 }
+
+// Inbound is one inbound rule of a mitigation, alone.
+type Inbound struct {
+	Name string
+	Set  *Ruleset
+}
+
+// EachInbound reads the inbound rules of a mitigation, each as a set of its own, so that one can be told from another.
+func EachInbound(fragment []byte) ([]Inbound, error) {
+	s, names, err := ParseFragment(fragment, false)
+	if err != nil {
+		return nil, err
+	}
+	var out []Inbound
+	for _, name := range names {
+		alone := &Section{}
+		for _, o := range s.inbound.ops {
+			if strings.EqualFold(o.name, name) {
+				alone.inbound.ops = append(alone.inbound.ops, o)
+			}
+		}
+		rs, err := Merge(alone)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Inbound{name, rs})
+	}
+	return out, nil
+}

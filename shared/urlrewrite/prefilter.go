@@ -209,9 +209,10 @@ func (r *requirer) class() {
 	for r.more() {
 		c := r.src[r.pos]
 		r.pos++
-		if c == '\\' {
+		switch c {
+		case '\\':
 			r.pos = min(r.pos+1, len(r.src))
-		} else if c == ']' {
+		case ']':
 			return
 		}
 	}
