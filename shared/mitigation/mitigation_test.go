@@ -69,10 +69,12 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 		"bad pattern":                         {action("<rule name=\"a\"><match url=\"(?i)x\"/></rule>"), "x:12:24: pattern"},
 		"entity bomb":                         {action("<!DOCTYPE x><rule name=\"a\"/>"), "<!DOCTYPE"},
 		"path traversal":                      {strings.Replace(action("<rule name=\"a\"/>"), "path: /", "path: /../..", 1), "x:10:33: actions[0].url_rewrite.location.path"},
-		"rule twice":                          {action("<rule name=\"a\"/>\n        <rule name=\"A\"/>"), "x:13:9: a second <rule>"},
-		"service name":                        {head + "actions:\n  - {id: a, service: {name: \"a b\", startType: DISABLED, state: STOPPED}}\n", "actions[0].service.name"},
-		"same service":                        {head + "actions:\n  - {id: a, service: {name: S, startType: DISABLED, state: STOPPED}}\n  - {id: b, service: {name: s, startType: DISABLED, state: STOPPED}}\n", "already the target"},
-		"pool that starts":                    {head + "actions:\n  - {id: a, appPool: {name: P, autoStart: true, state: STOPPED}}\n", "autoStart must be false"},
+		"body rewriting": {strings.NewReplacer("site: S", "site: EXCHANGE_FRONT_END", "inbound:", "outbound:").Replace(action(
+			"<rule name=\"a\"><match pattern=\"x\"/><action type=\"Rewrite\" value=\"y\"/></rule>")), "500.52"},
+		"rule twice":       {action("<rule name=\"a\"/>\n        <rule name=\"A\"/>"), "x:13:9: a second <rule>"},
+		"service name":     {head + "actions:\n  - {id: a, service: {name: \"a b\", startType: DISABLED, state: STOPPED}}\n", "actions[0].service.name"},
+		"same service":     {head + "actions:\n  - {id: a, service: {name: S, startType: DISABLED, state: STOPPED}}\n  - {id: b, service: {name: s, startType: DISABLED, state: STOPPED}}\n", "already the target"},
+		"pool that starts": {head + "actions:\n  - {id: a, appPool: {name: P, autoStart: true, state: STOPPED}}\n", "autoStart must be false"},
 	} {
 		_, err := Parse("x", []byte(c.doc))
 		var ps Problems
@@ -94,6 +96,19 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 	}
 	if _, err := Parse("x", []byte(head+"foo: 1\n")); !IsNewer(err) {
 		t.Error("an unknown field is not taken for a newer document")
+	}
+}
+
+func TestWarningsNameWaysPastARule(t *testing.T) {
+	t.Parallel()
+	d, err := Parse("x", []byte(head+"actions:\n  - id: a\n    urlRewrite:\n      location: {site: S, path: /}\n      inbound: |\n        "+
+		`<rule name="Stopgap X.1 a"><match url=".*"/><conditions><add input="{QUERY_STRING}" pattern="Serialized"/></conditions><action type="AbortRequest"/></rule>`+"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws := Warnings(d)
+	if len(ws) != 1 || ws[0].Line != 11 || !strings.Contains(ws[0].Msg, `"%73erialized" goes past it; write {UrlDecode:{QUERY_STRING}}`) {
+		t.Errorf("got %v", ws)
 	}
 }
 

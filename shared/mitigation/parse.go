@@ -392,6 +392,9 @@ func (c *checker) ranges(m *stopgapv1.Mitigation) {
 	}
 }
 
+// frontEnd is the site name that stands for whichever sites hold Exchange's front end, which is a proxy throughout.
+const frontEnd = "EXCHANGE_FRONT_END"
+
 func (c *checker) actions(m *stopgapv1.Mitigation) {
 	rules := map[string]string{}
 	targets := map[string]string{}
@@ -405,10 +408,13 @@ func (c *checker) actions(m *stopgapv1.Mitigation) {
 					continue
 				}
 				at := c.node("actions", i, "urlRewrite", f.key)
-				_, names, err := urlrewrite.ParseFragment([]byte(f.xml), f.outbound)
+				sec, names, err := urlrewrite.ParseFragment([]byte(f.xml), f.outbound)
 				if err != nil {
 					c.fragment(at, err)
 					continue
+				}
+				if n := sec.RewritesBody(); n != "" && rw.GetLocation().GetSite() == frontEnd {
+					c.fail(at, "rule %q rewrites response bodies: the front end passes on compressed ones, for which IIS then answers 500.52", n)
 				}
 				for _, n := range names {
 					where := fmt.Sprintf("%s of action %s", f.key, a.GetId())
@@ -467,6 +473,15 @@ func Warnings(d *Document) []Problem {
 	c.name = d.Ref()
 	for i, a := range d.GetActions() {
 		rw := a.GetUrlRewrite()
+		if f := rw.GetInbound(); f != "" {
+			ways, err := urlrewrite.Weaknesses([]byte(f))
+			if err != nil {
+				c.fail(c.node("actions", i, "urlRewrite", "inbound"), "it could not be checked for ways past it: %v", err)
+			}
+			for _, w := range ways {
+				c.fail(c.node("actions", i, "urlRewrite", "inbound"), "rule %q can be bypassed: %s", w.Rule, w.Text)
+			}
+		}
 		for key, f := range map[string]string{"inbound": rw.GetInbound(), "outbound": rw.GetOutbound()} {
 			if f == "" {
 				continue

@@ -90,6 +90,17 @@ func (p *parser) bodyMatch(m *xmldoc.Element, r *outboundRule) (err error) {
 	return err
 }
 
+// RewritesBody says which outbound rule of a mitigation rewrites response bodies; "" for none. IIS answers 500.52 where such a
+// body arrives compressed, as those behind a proxy do.
+func (s *Section) RewritesBody() string {
+	for _, o := range s.outbound.ops {
+		if r := o.add; r != nil && r.variable == "" && r.action != "None" {
+			return r.name
+		}
+	}
+	return ""
+}
+
 // Response is a response that outbound rules look at and change.
 type Response struct {
 	Status int

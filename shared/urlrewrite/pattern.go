@@ -44,6 +44,7 @@ func parseSyntax(s string) (syntax, bool) {
 // pattern is one compiled pattern.
 type pattern struct {
 	source string
+	syntax syntax
 	exact  bool
 	fold   bool
 	re     *regexp2.Regexp
@@ -56,7 +57,7 @@ func compilePattern(src string, syn syntax, ignoreCase, careful bool) (*pattern,
 	if len(src) > maxPattern {
 		return nil, fmt.Errorf("pattern longer than %d bytes", maxPattern)
 	}
-	p := &pattern{source: src, fold: ignoreCase}
+	p := &pattern{source: src, syntax: syn, fold: ignoreCase}
 	expr := src
 	switch syn {
 	case exactMatch:
