@@ -90,6 +90,21 @@ func Parse(data []byte, name string) (*Server, error) {
 	return s, nil
 }
 
+// SharedFrom reads a redirection.config and says where from the configuration of IIS is shared; "" when it is not. Source: IIS
+// configuration reference, configurationRedirection.
+func SharedFrom(data []byte, name string) (string, error) {
+	doc, err := ParseWebConfig(data, name)
+	if err != nil {
+		return "", err
+	}
+	e := doc.Root.Child("configurationRedirection")
+	if e == nil || !strings.EqualFold(e.Attr("enabled"), "true") {
+		return "", nil
+	}
+	line, _ := xmldoc.LineCol(data, e.Start)
+	return fmt.Sprintf("%s, line %d: from %q", name, line, e.Attr("path")), nil
+}
+
 // Document is the parsed file.
 func (s *Server) Document() *xmldoc.Document { return s.doc }
 
@@ -325,6 +340,9 @@ func (s *Server) Locked(app *App, section string) string {
 	if decl == nil {
 		return "URL Rewrite is not registered in " + s.name + " (no section group system.webServer/rewrite)"
 	}
+	if mods := s.doc.Root.Find("system.webServer", "globalModules"); mods != nil && !hasModule(mods) {
+		return "URL Rewrite is registered in " + s.name + ", and its module is not loaded (no RewriteModule in globalModules)"
+	}
 	for _, e := range decl.All("section") {
 		if e.Attr("name") == section {
 			if e.Attr("allowDefinition") == "AppHostOnly" || e.AttrOr("overrideModeDefault", "Allow") == "Deny" {
@@ -347,6 +365,15 @@ func (s *Server) Locked(app *App, section string) string {
 		}
 	}
 	return mode
+}
+
+func hasModule(globalModules *xmldoc.Element) bool {
+	for _, a := range globalModules.All("add") {
+		if strings.EqualFold(a.Attr("name"), "RewriteModule") {
+			return true
+		}
+	}
+	return false
 }
 
 func sectionGroup(e *xmldoc.Element, names ...string) *xmldoc.Element {

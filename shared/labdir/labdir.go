@@ -6,6 +6,7 @@
 //	DIR/apppools.json                                                  running state of the application pools
 //	DIR/servicing                                                      exists while "Exchange is being updated"
 //	DIR/C/Windows/System32/inetsrv/config/applicationHost.config       IIS: sites, applications, pools
+//	DIR/C/Windows/System32/inetsrv/config/redirection.config           exists where that configuration may be shared
 //	DIR/C/inetpub/wwwroot/web.config                                   Default Web Site
 //	DIR/C/Program Files/Microsoft/Exchange Server/V15/FrontEnd/...     its applications' web.config files
 //
@@ -34,6 +35,9 @@ const (
 
 // ApplicationHost is the Windows path of IIS's main configuration file.
 const ApplicationHost = `C:\Windows\System32\inetsrv\config\applicationHost.config`
+
+// Redirection is the Windows path of the file that says whether IIS's configuration is shared; there need be none.
+const Redirection = `C:\Windows\System32\inetsrv\config\redirection.config`
 
 // MaxFile bounds each file of a lab server, in bytes.
 const MaxFile = 4 << 20

@@ -19,6 +19,9 @@ type Driver interface {
 	Facts(ctx context.Context) (*stopgapv1.Facts, error)
 	// ApplicationHost reads applicationHost.config; name is for errors.
 	ApplicationHost(ctx context.Context) (data []byte, name string, err error)
+	// Redirection reads redirection.config, which says whether the configuration of IIS is shared and lies elsewhere. When
+	// there is none, the error is fs.ErrNotExist.
+	Redirection(ctx context.Context) (data []byte, name string, err error)
 	// Files reads web.config files by physical directory, as written in applicationHost.config.
 	iisconfig.Files
 	// ReplaceWebConfig replaces a web.config atomically, keeping owner and mode. ErrChanged when it is not old any more;

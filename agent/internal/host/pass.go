@@ -30,6 +30,9 @@ type Pass struct {
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
 func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
 	p := &Pass{d: d, originals: o, inForce: inForce, files: map[string]*file{}}
+	if p.serverErr = shared(ctx, d); p.serverErr != nil {
+		return p
+	}
 	data, name, err := d.ApplicationHost(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -42,6 +45,26 @@ func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass
 		}
 	}
 	return p
+}
+
+// shared refuses a server whose IIS configuration is shared: what it does would happen on every server of the farm, and the
+// file that says so is the only one read.
+func shared(ctx context.Context, d Driver) error {
+	data, name, err := d.Redirection(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	where := ""
+	if err == nil {
+		where, err = iisconfig.SharedFrom(data, name)
+	}
+	switch {
+	case err != nil:
+		return failf("config-unreadable", "%v", err)
+	case where != "":
+		return failf("config-shared", "the configuration of IIS is shared (%s); change it where it is kept, or end the sharing; nothing was touched", where)
+	}
+	return nil
 }
 
 // Action binds an action of a mitigation to this pass.

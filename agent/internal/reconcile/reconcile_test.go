@@ -471,6 +471,18 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 			rule := `<system.webServer><rewrite><outboundRules><rule name="Stopgap M2.1 OWA CSP - outbound"><match serverVariable="RESPONSE_X" pattern="." /></rule></outboundRules></rewrite></system.webServer></configuration>`
 			return os.WriteFile(p, []byte(strings.Replace(string(data), "</configuration>", rule, 1)), 0o600)
 		}, "name-taken", "not ours"},
+		"module not loaded": {func(d string) error {
+			p := filepath.Join(d, "C/Windows/System32/inetsrv/config/applicationHost.config")
+			data, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(p, []byte(strings.ReplaceAll(string(data), `"RewriteModule"`, `"OtherModule"`)), 0o600)
+		}, "config-locked", "no RewriteModule in globalModules"},
+		"shared configuration": {func(d string) error {
+			return os.WriteFile(filepath.Join(d, "C/Windows/System32/inetsrv/config/redirection.config"), []byte(
+				"<configuration>\n  <configSections/>\n  <configurationRedirection enabled=\"true\" path=\"\\\\files\\iis\" userName=\"u\" password=\"secret\" />\n</configuration>"), 0o600)
+		}, "config-shared", `redirection.config, line 3: from "\\\\files\\iis"`},
 		"module missing": {func(d string) error {
 			s, err := labdir.Dir(d).Server()
 			s.URLRewrite = ""

@@ -62,6 +62,11 @@ func (h *Host) ApplicationHost(context.Context) ([]byte, string, error) {
 	return h.dir.ReadFile(labdir.ApplicationHost)
 }
 
+// Redirection implements host.Driver.
+func (h *Host) Redirection(context.Context) ([]byte, string, error) {
+	return h.dir.ReadFile(labdir.Redirection)
+}
+
 // WebConfig implements host.Driver.
 func (h *Host) WebConfig(dir string) ([]byte, string, error) { return h.dir.WebConfig(dir) }
 
