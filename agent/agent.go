@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -146,11 +145,7 @@ func (a *Agent) build() error {
 	if f, err := a.driver.Facts(context.Background()); err == nil {
 		machine = f.GetMachineId()
 	}
-	undo := fmt.Sprintf("stopgap-agent --state %q panic-revert --host %q", a.cfg.StateDir, a.cfg.Host)
-	if err := a.journal.Bind(machine, undo); err != nil {
-		return err
-	}
-	if err := a.journal.HeldPolicy(&a.held); err != nil {
+	if err := a.journal.Bind(machine, undoCommand(a.cfg.StateDir, a.cfg.Host)); err != nil {
 		return err
 	}
 	if err := a.anchor(); err != nil {
@@ -183,33 +178,47 @@ func (a *Agent) build() error {
 
 // anchor brings what the journal holds together with the trust anchor beside it.
 func (a *Agent) anchor() error {
-	anchor, err := policy.ReadAnchor(a.cfg.StateDir)
-	if err != nil {
-		return err
-	}
-	held, lacked, err := policy.Restore(a.held, anchor)
-	if err != nil {
-		return err
-	}
-	if lacked {
-		a.raise("trust-restored", "the journal knew an older policy root or no policy; root and version floor were taken from "+policy.AnchorFile)
-	}
-	if len(held.Root) == 0 {
-		a.raise("no-root", "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again)")
+	held, notes, err := trusted(a.cfg.StateDir, a.journal)
+	for code, text := range notes {
+		a.raise(code, text)
 	}
 	a.held = held
+	return err
+}
+
+// trusted reads the policy that the journal holds and brings it together with the trust anchor beside it. notes are warnings, by
+// code.
+func trusted(stateDir string, j *journal.Journal) (held policy.Held, notes map[string]string, err error) {
+	notes = map[string]string{}
+	if err := j.HeldPolicy(&held); err != nil {
+		return held, notes, err
+	}
+	anchor, err := policy.ReadAnchor(stateDir)
+	if err != nil {
+		return held, notes, err
+	}
+	held, lacked, err := policy.Restore(held, anchor)
+	if err != nil {
+		return held, notes, err
+	}
+	if lacked {
+		notes["trust-restored"] = "the journal knew an older policy root or no policy; root and version floor were taken from " + policy.AnchorFile
+	}
+	if len(held.Root) == 0 {
+		notes["no-root"] = "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again)"
+	}
 	if !anchor.Replace {
 		if len(held.Root) > 0 && (string(anchor.Root) != string(held.Root) || anchor.Floor != held.Floor) { // a crash came between the two files
 			anchor.Root, anchor.Floor = held.Root, held.Floor
-			return anchor.Write(a.cfg.StateDir)
+			return held, notes, anchor.Write(stateDir)
 		}
-		return nil
+		return held, notes, nil
 	}
-	if err := a.journal.PutPolicy(held); err != nil {
-		return err
+	if err := j.PutPolicy(held); err != nil {
+		return held, notes, err
 	}
 	anchor.Replace = false
-	return anchor.Write(a.cfg.StateDir)
+	return held, notes, anchor.Write(stateDir)
 }
 
 // ID is the agent's id: the fingerprint of its key.
@@ -269,16 +278,14 @@ func (a *Agent) set(code, text string) {
 const staleAfter = 2*time.Hour + 20*time.Minute
 
 // policyHealth warns of a policy that ended, or that nobody has confirmed to be the newest for a while.
-func (a *Agent) policyHealth(now time.Time) []*stopgapv1.Health {
-	a.mu.Lock()
-	held := a.held
-	a.mu.Unlock()
+func policyHealth(held policy.Held, now time.Time) []*stopgapv1.Health {
 	var out []*stopgapv1.Health
 	switch {
 	case held.Versions.Targets == 0:
 	case now.After(held.Expires):
 		out = append(out, &stopgapv1.Health{Code: "policy-expired", Since: timestamppb.New(held.Expires), Text: fmt.Sprintf(
 			"the signed policy ended on %s (%s); what is applied stays and is repaired, nothing new is applied", held.Expires.Format(time.RFC3339), held.ExpiresFirst)})
+	case held.Source == policy.SourceBundle: // whoever brought it vouches for its being the newest
 	case now.Sub(held.AcceptedAt) > staleAfter:
 		out = append(out, &stopgapv1.Health{Code: "policy-stale", Since: timestamppb.New(held.AcceptedAt.Add(staleAfter)), Text: fmt.Sprintf(
 			"nobody has confirmed since %s that the policy held (version %d) is the newest", held.AcceptedAt.Format(time.RFC3339), held.Versions.Targets)})
@@ -298,8 +305,9 @@ func (a *Agent) health() []*stopgapv1.Health {
 	for _, h := range a.notes {
 		out = append(out, h)
 	}
+	held := a.held
 	a.mu.Unlock()
-	out = append(out, a.policyHealth(time.Now())...)
+	out = append(out, policyHealth(held, time.Now())...)
 	out = append(out, a.reconcile.Health()...)
 	return out[:min(len(out), maxHealth)]
 }
@@ -527,35 +535,4 @@ func (h *handler) Heartbeat() *stopgapv1.Heartbeat {
 	v := h.held.Versions.Timestamp
 	h.mu.Unlock()
 	return &stopgapv1.Heartbeat{Health: h.a().health(), TimestampVersion: v}
-}
-
-// PanicRevert takes off everything the journal knows of, with service and controller down, and freezes the agent so that
-// its next start puts nothing back. It needs no credentials.
-func PanicRevert(ctx context.Context, stateDir, hostSpec string, log hclog.Logger) ([]string, error) {
-	if _, err := os.Stat(stateDir); err != nil {
-		return nil, fmt.Errorf("agent: state directory: %w", err)
-	}
-	d, err := OpenHost(hostSpec)
-	if err != nil {
-		return nil, err
-	}
-	j, err := journal.Open(stateDir, log)
-	if err != nil {
-		if errors.Is(err, journal.ErrLocked) {
-			return nil, fmt.Errorf("%w: stop the agent first, or use `stopgap-agent block ID` while it runs", err)
-		}
-		return nil, err
-	}
-	defer func() { _ = j.Close() }()
-	facts, err := d.Facts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := j.Bind(facts.GetMachineId(), ""); err != nil {
-		return nil, err
-	}
-	if err := j.SetFrozen(true, time.Now().UTC()); err != nil {
-		return nil, err
-	}
-	return reconcile.PanicRevert(ctx, d, j)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/localapi"
+	"github.com/stopgap-em/stopgap/agent/internal/policy"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 )
@@ -28,35 +29,44 @@ func (l *local) a() *Agent { return (*Agent)(l) }
 
 // Status implements localapi.Agent.
 func (l *local) Status(context.Context) (*stopgapv1.StatusResponse, error) {
-	outcomes, err := l.journal.Outcomes()
-	if err != nil {
-		return nil, err
-	}
-	blocks, err := l.journal.Blocks()
-	if err != nil {
-		return nil, err
-	}
-	frozen, _, err := l.journal.Frozen()
-	if err != nil {
-		return nil, err
-	}
 	up := l.uplink.Status()
 	l.mu.Lock()
 	held := l.held
 	l.mu.Unlock()
-	s := &stopgapv1.StatusResponse{
-		AgentId: l.id, Name: (*handler)(l).Hello().GetName(), AgentVersion: shared.Version, Facts: l.reconcile.Facts(),
-		Controller: l.cfg.Controller, Connected: up.Connected, LastError: up.LastError,
-		PolicyVersion: held.Versions.Targets, RootVersion: held.Versions.Root, RefusedError: held.AttemptedError, Frozen: frozen, Outbox: uint32(l.journal.OutboxLen()), Health: l.a().health(),
-		UndoFile: filepath.Join(l.cfg.StateDir, journal.UndoFile),
+	s, err := storedStatus(l.cfg.StateDir, l.journal, held)
+	if err != nil {
+		return nil, err
 	}
+	s.AgentId, s.Name, s.Facts, s.Health = l.id, (*handler)(l).Hello().GetName(), l.reconcile.Facts(), l.a().health()
+	s.Controller, s.Connected, s.LastError = l.cfg.Controller, up.Connected, up.LastError
 	if !up.LastContact.IsZero() {
 		s.LastContact = timestamppb.New(up.LastContact)
+	}
+	s.CertificateExpires = timestamppb.New(l.creds.get().Cert.Leaf.NotAfter)
+	return s, nil
+}
+
+// storedStatus is what of a status stands in the journal.
+func storedStatus(stateDir string, j *journal.Journal, held policy.Held) (*stopgapv1.StatusResponse, error) {
+	outcomes, err := j.Outcomes()
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := j.Blocks()
+	if err != nil {
+		return nil, err
+	}
+	frozen, _, err := j.Frozen()
+	if err != nil {
+		return nil, err
+	}
+	s := &stopgapv1.StatusResponse{
+		AgentVersion: shared.Version, PolicyVersion: held.Versions.Targets, RootVersion: held.Versions.Root, PolicySource: held.Source,
+		RefusedError: held.AttemptedError, Frozen: frozen, Outbox: uint32(j.OutboxLen()), UndoFile: filepath.Join(stateDir, journal.UndoFile),
 	}
 	if held.Versions.Targets > 0 {
 		s.PolicyAcceptedAt, s.PolicyExpires = timestamppb.New(held.AcceptedAt), timestamppb.New(held.Expires)
 	}
-	s.CertificateExpires = timestamppb.New(l.creds.get().Cert.Leaf.NotAfter)
 	for id, b := range blocks {
 		s.Blocks = append(s.Blocks, &stopgapv1.Block{Mitigation: id, Since: timestamppb.New(b.Since), Reason: b.Reason, Keep: b.Keep})
 	}
@@ -87,17 +97,7 @@ func (l *local) settle(ctx context.Context, id string) (*stopgapv1.Outcome, erro
 
 // Block implements localapi.Agent.
 func (l *local) Block(ctx context.Context, r *stopgapv1.BlockRequest) (*stopgapv1.BlockResponse, error) {
-	if !mitigationID.MatchString(r.GetMitigation()) || len(r.GetMitigation()) > maxID || len(r.GetReason()) > maxBlockReason {
-		return nil, status.Errorf(codes.InvalidArgument, "a mitigation id of 1 to %d bytes is needed, and a reason of at most %d", maxID, maxBlockReason)
-	}
-	blocks, err := l.journal.Blocks()
-	if err != nil {
-		return nil, err
-	}
-	if len(blocks) >= maxBlocks {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d blocks are the limit", maxBlocks)
-	}
-	if err := l.journal.SetBlock(r.GetMitigation(), journal.Block{Since: time.Now().UTC(), Reason: r.GetReason(), Keep: r.GetKeep()}); err != nil {
+	if err := setBlock(l.journal, r); err != nil {
 		return nil, err
 	}
 	l.log.Warn("blocked by the server's administrator", "mitigation", r.GetMitigation(), "keep", r.GetKeep(), "reason", r.GetReason())
@@ -105,18 +105,36 @@ func (l *local) Block(ctx context.Context, r *stopgapv1.BlockRequest) (*stopgapv
 	return &stopgapv1.BlockResponse{Outcome: o}, err
 }
 
+func setBlock(j *journal.Journal, r *stopgapv1.BlockRequest) error {
+	if !mitigationID.MatchString(r.GetMitigation()) || len(r.GetMitigation()) > maxID || len(r.GetReason()) > maxBlockReason {
+		return status.Errorf(codes.InvalidArgument, "a mitigation id of 1 to %d bytes is needed, and a reason of at most %d", maxID, maxBlockReason)
+	}
+	blocks, err := j.Blocks()
+	if err != nil {
+		return err
+	}
+	if len(blocks) >= maxBlocks {
+		return status.Errorf(codes.ResourceExhausted, "%d blocks are the limit", maxBlocks)
+	}
+	return j.SetBlock(r.GetMitigation(), journal.Block{Since: time.Now().UTC(), Reason: r.GetReason(), Keep: r.GetKeep()})
+}
+
 // Unblock implements localapi.Agent.
 func (l *local) Unblock(ctx context.Context, r *stopgapv1.UnblockRequest) (*stopgapv1.UnblockResponse, error) {
-	ok, err := l.journal.Unblock(r.GetMitigation())
-	if err != nil {
+	if err := unblock(l.journal, r); err != nil {
 		return nil, err
-	}
-	if !ok {
-		return nil, status.Errorf(codes.NotFound, "%s is not blocked here", r.GetMitigation())
 	}
 	l.log.Warn("unblocked by the server's administrator", "mitigation", r.GetMitigation())
 	o, err := l.settle(ctx, r.GetMitigation())
 	return &stopgapv1.UnblockResponse{Outcome: o}, err
+}
+
+func unblock(j *journal.Journal, r *stopgapv1.UnblockRequest) error {
+	ok, err := j.Unblock(r.GetMitigation())
+	if err == nil && !ok {
+		return status.Errorf(codes.NotFound, "%s is not blocked here", r.GetMitigation())
+	}
+	return err
 }
 
 // SetFrozen implements localapi.Agent.
@@ -126,8 +144,13 @@ func (l *local) SetFrozen(ctx context.Context, r *stopgapv1.SetFrozenRequest) (*
 	}
 	l.log.Warn("the server's administrator froze or thawed the agent", "frozen", r.GetFrozen())
 	_, err := l.settle(ctx, "")
-	changes, cerr := l.journal.Changes()
-	out := &stopgapv1.SetFrozenResponse{Frozen: r.GetFrozen()}
+	out, ferr := frozenResponse(l.journal, r.GetFrozen())
+	return out, errors.Join(err, ferr)
+}
+
+func frozenResponse(j *journal.Journal, frozen bool) (*stopgapv1.SetFrozenResponse, error) {
+	changes, err := j.Changes()
+	out := &stopgapv1.SetFrozenResponse{Frozen: frozen}
 	seen := map[string]bool{}
 	for _, c := range changes {
 		if ref := fmt.Sprintf("%s@%d", c.Ref.Mitigation, c.Ref.Revision); c.Ref.Revision > 0 && !seen[ref] {
@@ -135,5 +158,5 @@ func (l *local) SetFrozen(ctx context.Context, r *stopgapv1.SetFrozenRequest) (*
 			out.InForce = append(out.InForce, ref)
 		}
 	}
-	return out, errors.Join(err, cerr)
+	return out, err
 }

@@ -102,12 +102,12 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 func TestWarningsNameWaysPastARule(t *testing.T) {
 	t.Parallel()
 	d, err := Parse("x", []byte(head+"actions:\n  - id: a\n    urlRewrite:\n      location: {site: S, path: /}\n      inbound: |\n        "+
-		`<rule name="Stopgap X.1 a"><match url=".*"/><conditions><add input="{QUERY_STRING}" pattern="Serialized"/></conditions><action type="AbortRequest"/></rule>`+"\n"))
+		`<rule name="Stopgap X.1 a"><match url=".*"/><conditions><add input="{QUERY_STRING}" pattern="Exploited"/></conditions><action type="AbortRequest"/></rule>`+"\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ws := Warnings(d)
-	if len(ws) != 1 || ws[0].Line != 11 || !strings.Contains(ws[0].Msg, `"%73erialized" goes past it; write {UrlDecode:{QUERY_STRING}}`) {
+	if len(ws) != 1 || ws[0].Line != 11 || !strings.Contains(ws[0].Msg, `"%65xploited" goes past it; write {UrlDecode:{QUERY_STRING}}`) {
 		t.Errorf("got %v", ws)
 	}
 }

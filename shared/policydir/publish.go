@@ -2,7 +2,6 @@ package policydir
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -202,18 +200,8 @@ func (d *Dir) Diff() ([]string, error) {
 	return append(out, d.inventory()...), nil
 }
 
-// Identity names a policy for ever: the SHA-256 of what its first root says, without the signatures, which are added one by one.
-func (d *Dir) Identity() string {
-	r, err := metadata.Root().FromBytes(d.FirstRoot())
-	if err != nil {
-		return "unknown"
-	}
-	data, err := cjson.EncodeCanonical(r.Signed)
-	if err != nil {
-		return "unknown"
-	}
-	return fmt.Sprintf("%x", sha256.Sum256(data))
-}
+// Identity names this policy for ever; see tufpolicy.Identity.
+func (d *Dir) Identity() string { return tufpolicy.Identity(d.FirstRoot()) }
 
 // inventory lists all that the newest version says, with what a signer can compare with a copy of their own.
 func (d *Dir) inventory() []string {

@@ -1,9 +1,11 @@
 package tufpolicy
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"time"
 
+	"github.com/secure-systems-lab/go-securesystemslib/cjson"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 )
 
@@ -103,6 +105,20 @@ func ReadRoot(data []byte) (info RootInfo, err error) {
 		info.Public[id] = k.Value.PublicKey
 	}
 	return info, nil
+}
+
+// Identity names a policy for ever: the SHA-256, in hex, of what its first root says, without the signatures, which are added one
+// by one. "unknown" for what is no root.
+func Identity(firstRoot []byte) string {
+	r, err := parseRoot(firstRoot)
+	if err != nil {
+		return "unknown"
+	}
+	data, err := cjson.EncodeCanonical(r.Signed)
+	if err != nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(data))
 }
 
 // Follow checks that a root may follow another: the next version, signed by the threshold of both. It gives its bytes.

@@ -11,10 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/stopgap-em/stopgap/agent"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/localapi"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
@@ -49,7 +51,7 @@ func root(stderr io.Writer) *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.PersistentFlags().StringVar(&o.state, "state", defaultState(), "state directory: journal, UNDO.txt, local API")
-	c.AddCommand(run(o, stderr), enroll(o), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), panicRevert(o, stderr))
+	c.AddCommand(run(o, stderr), enroll(o), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), apply(o, stderr), revert(o, stderr), panicRevert(o, stderr))
 	return c
 }
 
@@ -150,15 +152,34 @@ func readToken(stdin io.Reader, name string) (string, error) {
 // callTimeout bounds a local call; a block reverts before it answers.
 const callTimeout = time.Minute
 
+// with calls the agent, or, while none runs, what answers from its journal.
 func with(cmd *cobra.Command, o *options, f func(ctx context.Context, c stopgapv1.LocalServiceClient) error) error {
-	client, closeConn, err := localapi.Dial(o.state)
-	if err != nil {
+	call := func(ctx context.Context) error {
+		client, closeConn, err := localapi.Dial(o.state)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = closeConn() }()
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		return f(ctx, client)
+	}
+	err := call(cmd.Context())
+	if err == nil || !strings.Contains(err.Error(), localapi.ErrNoAgent.Error()) {
 		return err
 	}
-	defer func() { _ = closeConn() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
-	defer cancel()
-	return f(ctx, client)
+	if _, serr := os.Stat(filepath.Join(o.state, journal.File)); serr != nil {
+		return err
+	}
+	s, serr := agent.OpenStandalone(cmd.Context(), o.state, "", false, hclog.NewNullLogger())
+	if serr != nil {
+		return fmt.Errorf("%w; and its journal can't be used: %w", err, serr)
+	}
+	defer func() { _ = s.Close() }()
+	if cmd.Name() != "status" {
+		fmt.Fprintln(cmd.ErrOrStderr(), "no agent runs: this is kept in its journal and takes effect at its next start; nothing on the server was touched (`revert --id` takes off now)")
+	}
+	return s.Serve(cmd.Context(), call)
 }
 
 func stateName(s stopgapv1.OutcomeState) string {
@@ -194,8 +215,13 @@ func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) erro
 	if f != clirun.Table {
 		return l.Print(w, f)
 	}
+	if s.GetStored() {
+		fmt.Fprintln(w, "NOT RUNNING this is what the agent's journal holds; the server was not looked at")
+	}
 	connection := "connected to " + s.GetController()
-	if !s.GetConnected() {
+	if s.GetStored() {
+		connection = "no agent runs"
+	} else if !s.GetConnected() {
 		connection = "no stream to " + s.GetController()
 		if s.GetLastContact() != nil {
 			connection += ", last heard " + s.GetLastContact().AsTime().Local().Format(time.DateTime)
@@ -207,7 +233,7 @@ func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) erro
 	pol := "none yet"
 	if s.GetPolicyVersion() > 0 {
 		pol = fmt.Sprintf("version %d, confirmed %s, valid until %s, by root %d", s.GetPolicyVersion(), s.GetPolicyAcceptedAt().AsTime().Local().Format(time.DateTime),
-			s.GetPolicyExpires().AsTime().Local().Format(time.DateTime), s.GetRootVersion())
+			s.GetPolicyExpires().AsTime().Local().Format(time.DateTime), s.GetRootVersion()) + "; source: " + s.GetPolicySource()
 	} else if s.GetRootVersion() == 0 {
 		pol = "none, and no policy root is trusted: enrol (again)"
 	}
@@ -313,35 +339,4 @@ func freeze(o *options, use string, frozen bool) *cobra.Command {
 			})
 		},
 	}
-}
-
-func panicRevert(o *options, stderr io.Writer) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "panic-revert",
-		Short: "Take off everything, with agent and controller down, and freeze the agent",
-		Long: "Takes off every change the journal knows of, whatever policy says, and freezes the agent so that its next start puts\n" +
-			"nothing back (`stopgap-agent enable` thaws it). The agent must not run.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logging.New("stopgap-agent", "warn", "text", stderr)
-			if err != nil {
-				return err
-			}
-			done, err := agent.PanicRevert(cmd.Context(), o.state, o.host, log)
-			for _, d := range done {
-				fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", d)
-			}
-			if err != nil && len(done) > 0 {
-				return fmt.Errorf("not everything could be taken off, see %s: %w", filepath.Join(o.state, "UNDO.txt"), err)
-			}
-			if err != nil {
-				return fmt.Errorf("nothing was taken off: %w", err)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d actions taken off; the agent, once started, is frozen until `stopgap-agent enable`\n", len(done))
-			return nil
-		},
-	}
-	c.Flags().StringVar(&o.host, "host", "", "server to look after: lab:DIR")
-	_ = c.MarkFlagRequired("host")
-	return c
 }

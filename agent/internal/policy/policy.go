@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -26,9 +27,17 @@ type Held struct {
 	// Attempted is the timestamp version of the last update tried, with the reason when it was refused.
 	Attempted      uint64 `json:"attempted"`
 	AttemptedError string `json:"attemptedError,omitempty"`
+	// Source is where the policy came from: SourceController or SourceBundle; "" before the first.
+	Source string `json:"source,omitempty"`
 	// RefusedAt is when that was.
 	RefusedAt time.Time `json:"refusedAt"`
 }
+
+// Sources of a policy.
+const (
+	SourceController = "controller"
+	SourceBundle     = "bundle"
+)
 
 // Policy is a held policy, parsed. It is never changed after it was made.
 type Policy struct {
@@ -98,11 +107,51 @@ func Accept(held Held, u *stopgapv1.PolicyUpdate, now time.Time) (Held, error) {
 	if err != nil {
 		return held, err
 	}
-	// The table decides what is taken off; one that can't be read must not.
-	if _, err := mitigation.ParsePolicyTable(tufpolicy.PolicyName, st.Documents[tufpolicy.PolicyName]); err != nil {
-		return held, refuse("this agent can't read what is allowed; update it: %w", err)
+	if err := readable(st); err != nil {
+		return held, err
 	}
-	return Held{State: st, AcceptedAt: now, Attempted: st.Versions.Timestamp}, nil
+	return Held{State: st, AcceptedAt: now, Attempted: st.Versions.Timestamp, Source: SourceController}, nil
+}
+
+// readable refuses a policy whose table can't be read: it decides what is taken off.
+func readable(st tufpolicy.State) error {
+	if _, err := mitigation.ParsePolicyTable(tufpolicy.PolicyName, st.Documents[tufpolicy.PolicyName]); err != nil {
+		return refuse("this agent can't read what is allowed; update it: %w", err)
+	}
+	return nil
+}
+
+// AcceptBundle verifies a bundle against what is held and gives what is to be held instead: thresholds, the ends of root and
+// targets metadata, the version floor. It carries no snapshot or timestamp; what of those was held is dropped, and the floor
+// keeps a controller from going back behind the bundle. identity is the policy's (tufpolicy.Identity), as the administrator was
+// told it: needed where no root is trusted yet, and checked wherever it is given. Errors: tufpolicy.ErrNoRoot,
+// *tufpolicy.Refusal.
+func AcceptBundle(held Held, s tufpolicy.Signed, identity string, now time.Time) (Held, error) {
+	if len(s.Roots) == 0 {
+		return held, refuse("no root in the bundle")
+	}
+	found := tufpolicy.Identity(s.Roots[0])
+	if identity != "" && !strings.EqualFold(identity, found) {
+		return held, refuse("the bundle is of policy %s, not of %s", found, identity)
+	}
+	from := held.State
+	if len(from.Root) == 0 {
+		if identity == "" {
+			return held, tufpolicy.ErrNoRoot
+		}
+		var err error
+		if from, err = tufpolicy.Begin(s.Roots[0], held.Floor); err != nil {
+			return held, err
+		}
+	}
+	st, err := tufpolicy.VerifySigned(from, s, now)
+	if err != nil {
+		return held, err
+	}
+	if err := readable(st); err != nil {
+		return held, err
+	}
+	return Held{State: st, AcceptedAt: now, Source: SourceBundle}, nil
 }
 
 // Parse reads the documents of a held policy, each alone: one that this agent can't read holds up no other.

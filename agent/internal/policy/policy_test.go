@@ -132,6 +132,51 @@ func TestTheAnchorBringsBackRootAndFloorOfALostJournal(t *testing.T) {
 	}
 }
 
+func TestABundleRaisesTheFloorForTheController(t *testing.T) {
+	t.Parallel()
+	s, o, begin := world(t)
+	d, err := s.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := d.Signed()
+	held, err := Accept(begin, update(t, o, old.Targets, 2, 7, old.Documents), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Refresh(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = s.Dir(); err != nil {
+		t.Fatal(err)
+	}
+	fresh := d.Signed()
+	// No root is needed where one is held, and a wrong name is refused even then.
+	if _, err := AcceptBundle(held, fresh, "00", time.Now()); err == nil {
+		t.Error("another policy's name was taken")
+	}
+	if _, err := AcceptBundle(Held{}, fresh, "", time.Now()); !errors.Is(err, tufpolicy.ErrNoRoot) {
+		t.Errorf("without any root: %v", err)
+	}
+	if _, err := AcceptBundle(held, tufpolicy.Signed{}, "", time.Now()); err == nil {
+		t.Error("an empty bundle was taken")
+	}
+	carried, err := AcceptBundle(held, fresh, d.Identity(), time.Now())
+	if err != nil || carried.Versions.Targets != 3 || carried.Source != SourceBundle || carried.Floor != 3 {
+		t.Fatalf("got %+v, %v", carried.Versions, err)
+	}
+	if _, err := Accept(carried, update(t, o, old.Targets, 2, 8, old.Documents), time.Now()); err == nil {
+		t.Error("the controller went back behind the bundle")
+	}
+	if _, err := AcceptBundle(carried, old, "", time.Now()); err == nil {
+		t.Error("an older bundle was taken")
+	}
+	next, err := Accept(carried, update(t, o, fresh.Targets, 3, 8, nil), time.Now())
+	if err != nil || next.Source != SourceController {
+		t.Errorf("the controller's own: %v", err)
+	}
+}
+
 func FuzzAccept(f *testing.F) {
 	s, o, begin := world(f)
 	d, err := s.Dir()

@@ -218,7 +218,38 @@ func (r *Reconciler) Pass(ctx context.Context) error {
 			p.alarms["health-manager-held"] = err.Error()
 		}
 	}
-	for _, d := range Decide(view) {
+	return p.carry(ctx, Decide(view))
+}
+
+// TakeOff takes one mitigation off, whatever policy says, and nothing else: the word of the server's administrator. It is told
+// as REVERTED with reason. During servicing nothing is touched. ErrNotInForce when there is nothing to take off.
+func (r *Reconciler) TakeOff(ctx context.Context, id, reason string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, view, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	revs := view.InForce[id]
+	switch {
+	case len(revs) == 0:
+		return fmt.Errorf("%s: %w", id, ErrNotInForce)
+	case p.facts.GetServicing():
+		return errors.New("Exchange is being installed or updated: nothing is touched until that is over (`panic-revert` asks nobody)") //nolint:staticcheck // a name
+	case view.Frozen:
+		return errors.New("the agent is frozen: `enable` first, or `panic-revert` for everything")
+	}
+	d := Decision{ID: id, Revision: newest(revs), Want: Remove}
+	return p.carry(ctx, []Decision{d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "taken-off", "%s", reason)})
+}
+
+// ErrNotInForce is returned by TakeOff.
+var ErrNotInForce = errors.New("nothing of it is in force on this server")
+
+// carry plans and carries out decisions.
+func (p *pass) carry(ctx context.Context, decisions []Decision) error {
+	r := p.r
+	for _, d := range decisions {
 		w := &work{Decision: d}
 		p.works = append(p.works, w)
 		if d.Alarm != "" {

@@ -104,8 +104,12 @@ type StatusResponse struct {
 	RefusedError string `protobuf:"bytes,19,opt,name=refused_error,json=refusedError,proto3" json:"refused_error,omitempty"`
 	// When the agent's certificate ends.
 	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Where the policy held came from: "controller" or "bundle"; empty before the first.
+	PolicySource string `protobuf:"bytes,21,opt,name=policy_source,json=policySource,proto3" json:"policy_source,omitempty"`
+	// No agent runs: this is what its journal holds.
+	Stored        bool `protobuf:"varint,22,opt,name=stored,proto3" json:"stored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -276,6 +280,20 @@ func (x *StatusResponse) GetCertificateExpires() *timestamppb.Timestamp {
 		return x.CertificateExpires
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetPolicySource() string {
+	if x != nil {
+		return x.PolicySource
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetStored() bool {
+	if x != nil {
+		return x.Stored
+	}
+	return false
 }
 
 // Block is one local block.
@@ -660,7 +678,7 @@ const file_stopgap_v1_local_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/local.proto\x12\n" +
 	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16stopgap/v1/types.proto\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x06\n" +
+	"\rStatusRequest\"\x84\a\n" +
 	"\x0eStatusResponse\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12#\n" +
@@ -685,7 +703,9 @@ const file_stopgap_v1_local_proto_rawDesc = "" +
 	"\froot_version\x18\x11 \x01(\x04R\vrootVersion\x12A\n" +
 	"\x0epolicy_expires\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\rpolicyExpires\x12#\n" +
 	"\rrefused_error\x18\x13 \x01(\tR\frefusedError\x12K\n" +
-	"\x13certificate_expires\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\"\x85\x01\n" +
+	"\x13certificate_expires\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12#\n" +
+	"\rpolicy_source\x18\x15 \x01(\tR\fpolicySource\x12\x16\n" +
+	"\x06stored\x18\x16 \x01(\bR\x06stored\"\x85\x01\n" +
 	"\x05Block\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +

@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
+	"github.com/stopgap-em/stopgap/agent/internal/localapi"
+	"github.com/stopgap-em/stopgap/agent/internal/policy"
+	"github.com/stopgap-em/stopgap/agent/internal/reconcile"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bundle"
+	"github.com/stopgap-em/stopgap/shared/task"
+)
+
+// Standalone works on a server and an agent's state directory while no agent runs there: for servers without a service or a
+// controller, and for an administrator whose agent is down. Same journal, same drivers, same verification.
+type Standalone struct {
+	stateDir string
+	driver   host.Driver // nil when no host was named: settings and status only
+	journal  *journal.Journal
+	log      hclog.Logger
+}
+
+var _ localapi.Agent = (*Standalone)(nil)
+
+// OpenStandalone opens a state directory, which must exist unless create is set, and the host when there is one. While the agent
+// runs it is refused: journal.ErrLocked.
+func OpenStandalone(ctx context.Context, stateDir, hostSpec string, create bool, log hclog.Logger) (*Standalone, error) {
+	if _, err := os.Stat(stateDir); err != nil && !create {
+		return nil, fmt.Errorf("agent: state directory: %w", err)
+	}
+	s := &Standalone{stateDir: stateDir, log: log}
+	machine, undo := "", ""
+	if hostSpec != "" {
+		var err error
+		if s.driver, err = OpenHost(hostSpec); err != nil {
+			return nil, err
+		}
+		facts, err := s.driver.Facts(ctx)
+		if err != nil {
+			return nil, err
+		}
+		machine, undo = facts.GetMachineId(), undoCommand(stateDir, hostSpec)
+	}
+	var err error
+	if s.journal, err = journal.Open(stateDir, log); err != nil {
+		if errors.Is(err, journal.ErrLocked) {
+			return nil, fmt.Errorf("%w: stop the agent first, or use `stopgap-agent block ID` while it runs", err)
+		}
+		return nil, err
+	}
+	for _, n := range s.journal.Notes() {
+		log.Warn(n)
+	}
+	if err := s.journal.Bind(machine, undo); err != nil {
+		return nil, errors.Join(err, s.journal.Close())
+	}
+	return s, nil
+}
+
+func undoCommand(stateDir, hostSpec string) string {
+	return fmt.Sprintf("stopgap-agent --state %q panic-revert --host %q", stateDir, hostSpec)
+}
+
+// Close releases the journal.
+func (s *Standalone) Close() error { return s.journal.Close() }
+
+// ErrNoPin is returned by ApplyBundle where no policy is trusted yet and none was named.
+var ErrNoPin = errors.New("this server trusts no policy yet: name it with --policy, the identity that `stopgap bundle` printed and that came to you by another way than the bundle")
+
+// ApplyBundle verifies a bundle, keeps it, and makes this server be as it says: the newest revision that it allows of each
+// mitigation is released by its being carried here; what it does not list any more is taken off. identity is needed where no
+// policy is trusted yet. It gives the outcome of every mitigation that the server knows of, and standing warnings. A refused
+// bundle changes nothing. Errors: *tufpolicy.Refusal, ErrNoPin, what journal and server say.
+func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, identity string) ([]*stopgapv1.Outcome, []*stopgapv1.Health, error) {
+	signed, err := bundle.Unpack(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	held, _, err := trusted(s.stateDir, s.journal)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(held.Root) == 0 && identity == "" {
+		return nil, nil, ErrNoPin
+	}
+	next, err := policy.AcceptBundle(held, signed, identity, time.Now().UTC())
+	if err != nil {
+		return nil, nil, err
+	}
+	parsed := policy.Parse(next) // before it is kept: reading it must not be what breaks the next start
+	if err := s.journal.PutPolicy(next); err != nil {
+		return nil, nil, err
+	}
+	if _, _, err := trusted(s.stateDir, s.journal); err != nil { // writes root and floor beside it
+		return nil, nil, err
+	}
+	r, err := s.reconciler(parsed)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.Pass(ctx); err != nil {
+		return nil, nil, err
+	}
+	out, err := s.outcomes()
+	return out, r.Health(), err
+}
+
+func (s *Standalone) reconciler(p *policy.Policy) (*reconcile.Reconciler, error) {
+	if s.driver == nil {
+		return nil, errors.New("agent: no host")
+	}
+	return reconcile.New(reconcile.Config{Driver: s.driver, Journal: carried{s.journal, p},
+		Policy: func() *policy.Policy { return p }, Logger: s.log})
+}
+
+// carried is a journal in which everything that a bundle allows is released, by its having been carried here. It is kept
+// nowhere: what a controller released stays what it was.
+type carried struct {
+	*journal.Journal
+	policy *policy.Policy
+}
+
+// Assignment implements reconcile.Journal.
+func (c carried) Assignment() (*stopgapv1.Assignment, error) {
+	a := &stopgapv1.Assignment{PolicyVersion: c.policy.Version}
+	for id, revs := range c.policy.Revisions {
+		newest := uint32(0)
+		for n := range revs {
+			newest = max(newest, n)
+		}
+		a.Items = append(a.Items, &stopgapv1.AssignmentItem{Mitigation: id, Revision: newest, Sha256: revs[newest].SHA256[:]})
+	}
+	return a, nil
+}
+
+// Revert takes one mitigation off and nothing else. With block, it also never comes back: neither with a bundle nor by a
+// controller. Errors: reconcile.ErrNotInForce.
+func (s *Standalone) Revert(ctx context.Context, id string, block bool, reason string) (*stopgapv1.Outcome, error) {
+	held, _, err := trusted(s.stateDir, s.journal)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.reconciler(policy.Parse(held))
+	if err != nil {
+		return nil, err
+	}
+	if block {
+		if err := setBlock(s.journal, &stopgapv1.BlockRequest{Mitigation: id, Reason: reason}); err != nil {
+			return nil, err
+		}
+	}
+	why := "taken off by the server's administrator with `stopgap-agent revert`"
+	if reason != "" {
+		why += ": " + reason
+	}
+	if err := r.TakeOff(ctx, id, why); err != nil {
+		return nil, err
+	}
+	all, err := s.journal.Outcomes()
+	return all[id], err
+}
+
+func (s *Standalone) outcomes() ([]*stopgapv1.Outcome, error) {
+	all, err := s.journal.Outcomes()
+	var out []*stopgapv1.Outcome
+	for _, o := range all {
+		out = append(out, o)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].GetMitigation() < out[j].GetMitigation() })
+	return out, err
+}
+
+// Serve answers local calls from the journal, until f returns.
+func (s *Standalone) Serve(ctx context.Context, f func(context.Context) error) error {
+	ln, err := localapi.Listen(s.stateDir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var ferr error
+	err = task.Run(ctx,
+		func(ctx context.Context) error { return localapi.Serve(ctx, ln, s, s.log) },
+		func(ctx context.Context) error {
+			defer cancel()
+			ferr = f(ctx)
+			return nil
+		})
+	return errors.Join(ferr, err)
+}
+
+// Status implements localapi.Agent.
+func (s *Standalone) Status(context.Context) (*stopgapv1.StatusResponse, error) {
+	held, notes, err := trusted(s.stateDir, s.journal)
+	if err != nil {
+		return nil, err
+	}
+	out, err := storedStatus(s.stateDir, s.journal, held)
+	if err != nil {
+		return nil, err
+	}
+	out.Stored = true
+	for code, text := range notes {
+		out.Health = append(out.Health, &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()})
+	}
+	out.Health = append(out.Health, policyHealth(held, time.Now())...)
+	return out, nil
+}
+
+// Block implements localapi.Agent. Nothing is taken off by it: no agent runs.
+func (s *Standalone) Block(_ context.Context, r *stopgapv1.BlockRequest) (*stopgapv1.BlockResponse, error) {
+	if err := setBlock(s.journal, r); err != nil {
+		return nil, err
+	}
+	all, err := s.journal.Outcomes()
+	return &stopgapv1.BlockResponse{Outcome: all[r.GetMitigation()]}, err
+}
+
+// Unblock implements localapi.Agent.
+func (s *Standalone) Unblock(_ context.Context, r *stopgapv1.UnblockRequest) (*stopgapv1.UnblockResponse, error) {
+	if err := unblock(s.journal, r); err != nil {
+		return nil, err
+	}
+	all, err := s.journal.Outcomes()
+	return &stopgapv1.UnblockResponse{Outcome: all[r.GetMitigation()]}, err
+}
+
+// SetFrozen implements localapi.Agent.
+func (s *Standalone) SetFrozen(_ context.Context, r *stopgapv1.SetFrozenRequest) (*stopgapv1.SetFrozenResponse, error) {
+	if err := s.journal.SetFrozen(r.GetFrozen(), time.Now().UTC()); err != nil {
+		return nil, err
+	}
+	return frozenResponse(s.journal, r.GetFrozen())
+}
+
+// PanicRevert takes off everything the journal knows of, with service and controller down, and freezes the agent so that
+// its next start puts nothing back. It needs no credentials.
+func PanicRevert(ctx context.Context, stateDir, hostSpec string, log hclog.Logger) ([]string, error) {
+	s, err := OpenStandalone(ctx, stateDir, hostSpec, false, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = s.Close() }()
+	if err := s.journal.SetFrozen(true, time.Now().UTC()); err != nil {
+		return nil, err
+	}
+	return reconcile.PanicRevert(ctx, s.driver, s.journal)
+}

@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"archive/zip"
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/soc"
+	"github.com/stopgap-em/stopgap/shared/bundle"
+	"github.com/stopgap-em/stopgap/shared/signkey"
+)
+
+// island is a server that reaches no controller and runs no service, and the SOC that sends it bundles.
+type island struct {
+	t             *testing.T
+	soc           *soc.SOC
+	dir, state    string
+	policy        string // its identity
+	before        map[string][]byte
+	beforeService []byte
+}
+
+func newIsland(t *testing.T) *island {
+	t.Helper()
+	base := shortDir(t)
+	i := &island{t: t, dir: filepath.Join(base, "server"), state: filepath.Join(base, "agent")}
+	if err := lab.Make(i.dir, lab.Spec{Template: lab.Exchange2016CU19, Host: "EX01", Organisation: "Contoso"}); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if i.before, err = lab.WebConfigs(i.dir); err != nil {
+		t.Fatal(err)
+	}
+	sn, err := signkey.Generate(signkey.RoleSnapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts, err := signkey.Generate(signkey.RoleTimestamp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i.soc, err = soc.New(filepath.Join(base, "policy"), sn.Public, ts.Public); err != nil {
+		t.Fatal(err)
+	}
+	if i.beforeService, err = os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// pack runs `stopgap bundle`.
+func (i *island) pack() string {
+	i.t.Helper()
+	file := filepath.Join(i.t.TempDir(), "bundle.zip")
+	out, err := exec.CommandContext(i.t.Context(), program(i.t, "stopgap"), "bundle", "--dir", i.soc.Path, "--out", file).CombinedOutput()
+	m := regexp.MustCompile(`(?m)^policy ([0-9a-f]{64})$`).FindSubmatch(out)
+	if err != nil || m == nil {
+		i.t.Fatalf("bundle: %v: %s", err, out)
+	}
+	i.policy = string(m[1])
+	return file
+}
+
+// agent runs stopgap-agent; want is what it must print, fails that it must exit 1.
+func (i *island) agent(fails bool, want string, args ...string) string {
+	i.t.Helper()
+	out, err := exec.CommandContext(i.t.Context(), program(i.t, "stopgap-agent"), append([]string{"--state", i.state}, args...)...).CombinedOutput()
+	if (err != nil) != fails || !strings.Contains(string(out), want) {
+		i.t.Fatalf("stopgap-agent %s: %v; want %q in:\n%s", strings.Join(args, " "), err, want, out)
+	}
+	return string(out)
+}
+
+func (i *island) apply(fails bool, want, file string, more ...string) string {
+	i.t.Helper()
+	return i.agent(fails, want, append([]string{"apply", "--bundle", file, "--host", "lab:" + i.dir}, more...)...)
+}
+
+// untouched checks every file against what it was at first, but for what is named.
+func (i *island) untouched(but string) {
+	i.t.Helper()
+	now, err := lab.WebConfigs(i.dir)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	for p, data := range i.before {
+		if bytes.Equal(now[p], data) == (but != "" && strings.Contains(strings.ToLower(p), but)) {
+			i.t.Errorf("%s: changed is not what it should be (only %q may be)", p, but)
+		}
+	}
+}
+
+func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
+	t.Parallel()
+	i := newIsland(t)
+	if err := i.soc.Add(catalogue(t, "M1", "CVE-2021-26857")...); err != nil {
+		t.Fatal(err)
+	}
+	first := i.pack()
+
+	// Nothing is trusted before somebody says what.
+	i.apply(true, "name it with --policy", first)
+	i.apply(true, "the bundle is of policy "+i.policy, first, "--policy", strings.Repeat("0", 64))
+	i.untouched("")
+
+	out := i.apply(false, "applied and read back", first, "--policy", i.policy)
+	if strings.Count(out, " APPLIED ") != 2 {
+		t.Errorf("got %s", out)
+	}
+	i.untouched("wwwroot")
+	web, err := lab.Serve(i.dir, "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = web.Close() }()
+	for _, a := range lab.Exploit(t.Context(), web.URL()) {
+		if a.Name == "CVE-2022-41040" && a.Through {
+			t.Errorf("the exploit gets through: %s", a.Got)
+		}
+	}
+	status := i.agent(false, "source: bundle", "status")
+	for _, want := range []string{"NOT RUNNING", "version 2,", "CVE-2021-26857"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("%q is not in the status:\n%s", want, status)
+		}
+	}
+
+	// A bundle that somebody changed, one that ended, and one that is older than what was accepted change nothing.
+	i.apply(true, "is refused and nothing was changed: policy: document mitigations/M1/1.yaml", i.tampered(first))
+	if err := i.soc.Refresh(2 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	short := i.pack()
+	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	}
+	i.apply(true, "expired", short)
+	if err := i.soc.Refresh(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	i.apply(false, "applied and read back", i.pack())
+	i.apply(true, "an old policy", first)
+	i.agent(false, " APPLIED ", "status")
+
+	// The administrator's no, with agent and controller down: byte for byte, and it stays no.
+	i.agent(false, "byte-identical to the file before", "revert", "--id", "M1", "--host", "lab:"+i.dir, "--block", "--reason", "a partner's client")
+	i.untouched("")
+	if now, err := os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil || bytes.Equal(now, i.beforeService) {
+		t.Errorf("the other mitigation went too (%v)", err)
+	}
+	i.agent(true, "nothing of it is in force", "revert", "--id", "M1", "--host", "lab:"+i.dir)
+	i.apply(false, "BLOCKED", i.pack())
+	i.untouched("")
+	i.agent(false, "no agent runs", "unblock", "M1")
+	i.apply(false, "applied and read back", i.pack())
+	i.untouched("wwwroot")
+
+	// Frozen, with no agent to ask.
+	i.agent(false, "is frozen; in force: CVE-2021-26857@1, M1@1", "disable")
+	i.apply(false, "DISABLED", i.pack())
+	i.untouched("wwwroot")
+	i.agent(false, "works again", "enable")
+
+	// What a newer bundle lists no more goes.
+	for _, id := range []string{"M1", "CVE-2021-26857"} {
+		if err := i.soc.Remove(id, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out := i.apply(false, "withdrawn from policy", i.pack()); strings.Count(out, " REVERTED ") != 2 {
+		t.Errorf("got %s", out)
+	}
+	i.untouched("")
+	if now, err := os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil || !bytes.Equal(now, i.beforeService) {
+		t.Errorf("services are not what they were: %v", err)
+	}
+}
+
+// tampered gives a bundle with other words in a document.
+func (i *island) tampered(file string) string {
+	i.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	z, err := zip.NewReader(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	files := map[string][]byte{}
+	for _, f := range z.File {
+		r, err := f.Open()
+		if err != nil {
+			i.t.Fatal(err)
+		}
+		if files[f.Name], err = io.ReadAll(r); err != nil {
+			i.t.Fatal(err)
+		}
+		if strings.HasSuffix(f.Name, "M1/1.yaml") {
+			files[f.Name] = bytes.Replace(files[f.Name], []byte("AbortRequest"), []byte("Rewrite\" url=\"/x"), 1)
+		}
+	}
+	var b bytes.Buffer
+	if err := bundle.Pack(&b, files); err != nil {
+		i.t.Fatal(err)
+	}
+	out := filepath.Join(i.t.TempDir(), "tampered.zip")
+	if err := os.WriteFile(out, b.Bytes(), 0o600); err != nil {
+		i.t.Fatal(err)
+	}
+	return out
+}
