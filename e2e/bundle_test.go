@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/zip"
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/shared/bundle"
 	"github.com/stopgap-em/stopgap/shared/signkey"
@@ -69,14 +71,19 @@ func (i *island) pack() string {
 	return file
 }
 
+func (i *island) run(args ...string) (string, error) {
+	out, err := exec.CommandContext(i.t.Context(), program(i.t, "stopgap-agent"), append([]string{"--state", i.state}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
 // agent runs stopgap-agent; want is what it must print, fails that it must exit 1.
 func (i *island) agent(fails bool, want string, args ...string) string {
 	i.t.Helper()
-	out, err := exec.CommandContext(i.t.Context(), program(i.t, "stopgap-agent"), append([]string{"--state", i.state}, args...)...).CombinedOutput()
-	if (err != nil) != fails || !strings.Contains(string(out), want) {
+	out, err := i.run(args...)
+	if (err != nil) != fails || !strings.Contains(out, want) {
 		i.t.Fatalf("stopgap-agent %s: %v; want %q in:\n%s", strings.Join(args, " "), err, want, out)
 	}
-	return string(out)
+	return out
 }
 
 func (i *island) apply(fails bool, want, file string, more ...string) string {
@@ -139,9 +146,15 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 		t.Fatal(err)
 	}
 	short := i.pack()
-	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	err = procs.Wait(t.Context(), time.Minute, func() error {
+		if out, err := i.run("apply", "--bundle", short, "--host", "lab:"+i.dir); err == nil || !strings.Contains(out, "expired on") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	i.apply(true, "expired", short)
 	if err := i.soc.Refresh(time.Hour); err != nil {
 		t.Fatal(err)
 	}
@@ -216,4 +229,45 @@ func (i *island) tampered(file string) string {
 		i.t.Fatal(err)
 	}
 	return out
+}
+
+func TestOneShotUseWorksAsWritten(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "one-shot.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := newIsland(t)
+	if err := i.soc.Add(catalogue(t, "M1", "M2", "CVE-2021-26857")...); err != nil {
+		t.Fatal(err)
+	}
+	i.pack() // for the identity
+	script := "set -euo pipefail\n"
+	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```").FindAllStringSubmatch(string(doc), -1)
+	for _, b := range blocks {
+		script += b[1]
+	}
+	if len(blocks) != 4 {
+		t.Fatalf("%d blocks in docs/one-shot.md", len(blocks))
+	}
+	lab := filepath.Join(filepath.Dir(i.dir), "lab")
+	cmd := exec.CommandContext(t.Context(), bash, "-c", script)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t, "stopgap"))+":"+os.Getenv("PATH"), "POLICY="+i.soc.Path, "IDENTITY="+i.policy,
+		"BUNDLE="+filepath.Join(t.TempDir(), "b.zip"), "STATE="+i.state, "SERVER=lab:"+i.dir, "LAB="+lab,
+		"WEBCONFIG="+filepath.Join(i.dir, "C", "Program Files", "Microsoft", "Exchange Server", "V15", "FrontEnd", "HttpProxy", "owa", "web.config"))
+	out, err := cmd.CombinedOutput()
+	for _, want := range []string{"source: bundle", "M1 is REVERTED", "M1 is not blocked any more", "taken off: M2@1/", "the agent works again; nothing is in force", "M2 "} {
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Fatalf("%v; want %q in:\n%s", err, want, out)
+		}
+	}
+	i.untouched("")
+	owa, err := os.ReadFile(filepath.Join(lab, "C", "Program Files", "Microsoft", "Exchange Server", "V15", "FrontEnd", "HttpProxy", "owa", "web.config"))
+	if err != nil || !strings.Contains(string(owa), "Stopgap M2.1") {
+		t.Errorf("M2 is not on the lab server: %v", err)
+	}
 }

@@ -177,7 +177,7 @@ func with(cmd *cobra.Command, o *options, f func(ctx context.Context, c stopgapv
 	}
 	defer func() { _ = s.Close() }()
 	if cmd.Name() != "status" {
-		fmt.Fprintln(cmd.ErrOrStderr(), "no agent runs: this is kept in its journal and takes effect at its next start; nothing on the server was touched (`revert --id` takes off now)")
+		fmt.Fprintln(cmd.ErrOrStderr(), "no agent runs: this is kept in its journal, for its next start or the next `apply`; nothing on the server was touched (`revert --id` takes off now)")
 	}
 	return s.Serve(cmd.Context(), call)
 }
@@ -237,10 +237,13 @@ func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) erro
 	} else if s.GetRootVersion() == 0 {
 		pol = "none, and no policy root is trusted: enrol (again)"
 	}
-	f1 := s.GetFacts()
-	fmt.Fprintf(w, "agent       %s (%s), version %s\nserver      Exchange %s, organisation %s, URL Rewrite %s\ncontroller  %s\npolicy      %s\nto report   %d outcomes\nundo        %s\n",
-		clirun.Printable(s.GetName()), s.GetAgentId(), s.GetAgentVersion(), orUnknown(f1.GetExchangeBuild()), orUnknown(f1.GetOrganisation()),
-		orUnknown(f1.GetUrlRewrite()), clirun.Printable(connection), pol, s.GetOutbox(), s.GetUndoFile())
+	if !s.GetStored() {
+		f1 := s.GetFacts()
+		fmt.Fprintf(w, "agent       %s (%s), version %s\nserver      Exchange %s, organisation %s, URL Rewrite %s\n",
+			clirun.Printable(s.GetName()), s.GetAgentId(), s.GetAgentVersion(), orUnknown(f1.GetExchangeBuild()), orUnknown(f1.GetOrganisation()),
+			orUnknown(f1.GetUrlRewrite()))
+	}
+	fmt.Fprintf(w, "controller  %s\npolicy      %s\nto report   %d outcomes\nundo        %s\n", clirun.Printable(connection), pol, s.GetOutbox(), s.GetUndoFile())
 	if s.GetFrozen() {
 		fmt.Fprintln(w, "FROZEN      nothing is applied, repaired or reverted until `stopgap-agent enable`")
 	}
