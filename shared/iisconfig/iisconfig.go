@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sort"
 	"strings"
 
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
@@ -182,15 +183,15 @@ func (s *Site) App(path string) *App {
 func (s *Site) AppFor(urlPath string) *App {
 	var best *App
 	for _, a := range s.Apps {
-		if below(urlPath, a.Path) && (best == nil || len(a.Path) > len(best.Path)) {
+		if isBelow(urlPath, a.Path) && (best == nil || len(a.Path) > len(best.Path)) {
 			best = a
 		}
 	}
 	return best
 }
 
-// below says whether path is base or lies under it.
-func below(path, base string) bool {
+// isBelow says whether path is base or lies under it.
+func isBelow(path, base string) bool {
 	if base == "/" {
 		return true
 	}
@@ -208,7 +209,7 @@ func (a *App) chain() []*App {
 			if o.Path == "/" {
 				n = 1
 			}
-			if n == depth && below(a.Path, o.Path) {
+			if n == depth && isBelow(a.Path, o.Path) {
 				out = append(out, o)
 			}
 		}
@@ -217,13 +218,12 @@ func (a *App) chain() []*App {
 }
 
 // SameDir says whether two physical paths, as written, are one directory.
-func SameDir(a, b string) bool {
-	norm := func(p string) string {
-		p = strings.ToLower(strings.ReplaceAll(p, "/", `\`))
-		p = strings.ReplaceAll(p, "%systemdrive%", "c:")
-		return strings.TrimRight(p, `\`)
-	}
-	return norm(a) == norm(b)
+func SameDir(a, b string) bool { return normal(a) == normal(b) }
+
+func normal(p string) string {
+	p = strings.ToLower(strings.ReplaceAll(p, "/", `\`))
+	p = strings.ReplaceAll(p, "%systemdrive%", "c:")
+	return strings.TrimRight(p, `\`)
 }
 
 // Readers lists every application whose configuration includes the web.config of a directory.
@@ -245,11 +245,46 @@ func (s *Server) Readers(dir string) []*App {
 // SharesDirBelow says whether an application below target (by URL) has target's own directory, and which.
 func (s *Server) SharesDirBelow(target *App) *App {
 	for _, a := range target.Site.Apps {
-		if a != target && below(a.Path, target.Path) && SameDir(a.Dir, target.Dir) {
+		if a != target && isBelow(a.Path, target.Path) && SameDir(a.Dir, target.Dir) {
 			return a
 		}
 	}
 	return nil
+}
+
+// Nested gives, for each of the directories with a web.config below an application's own that belong to it and not to another
+// application, the directories with one on the way there: what Effective takes. dirs are all of them.
+func (s *Server) Nested(app *App, dirs []string) [][]string {
+	var mine []string
+	for _, d := range dirs {
+		foreign := SameDir(d, app.Dir)
+		for _, site := range s.Sites {
+			for _, o := range site.Apps {
+				foreign = foreign || !SameDir(o.Dir, app.Dir) && within(o.Dir, app.Dir) && within(d, o.Dir)
+			}
+		}
+		if !foreign {
+			mine = append(mine, d)
+		}
+	}
+	var out [][]string
+	for _, d := range mine {
+		var way []string
+		for _, o := range mine {
+			if within(d, o) {
+				way = append(way, o)
+			}
+		}
+		sort.Slice(way, func(i, j int) bool { return len(way[i]) < len(way[j]) })
+		out = append(out, way)
+	}
+	return out
+}
+
+// within says whether a physical path is a directory or lies below it.
+func within(path, dir string) bool {
+	p, d := normal(path), normal(dir)
+	return p == d || strings.HasPrefix(p, d+`\`)
 }
 
 // Files reads web.config files.
@@ -259,9 +294,10 @@ type Files interface {
 	WebConfig(dir string) (data []byte, name string, err error)
 }
 
-// Effective is the URL Rewrite configuration of an application, as IIS would compute it. An error that wraps
+// Effective is the URL Rewrite configuration of an application, as IIS would compute it; with below, that of a directory in it,
+// where below are the directories with a web.config on the way there, outermost first. An error that wraps
 // *urlrewrite.ConfigError or *xmldoc.SyntaxError is what IIS answers with 500.19.
-func (s *Server) Effective(app *App, files Files) (*urlrewrite.Ruleset, error) {
+func (s *Server) Effective(app *App, files Files, below ...string) (*urlrewrite.Ruleset, error) {
 	var levels []*urlrewrite.Section
 	add := func(doc *xmldoc.Document, scope *xmldoc.Element, where string) error {
 		for _, ws := range scope.All("system.webServer") {
@@ -280,41 +316,64 @@ func (s *Server) Effective(app *App, files Files) (*urlrewrite.Ruleset, error) {
 	}
 	full := strings.TrimSuffix(app.Site.Name+app.Path, "/")
 	for _, loc := range s.doc.Root.All("location") {
-		if p := loc.Attr("path"); p == "" || below(full, p) {
+		if p := loc.Attr("path"); p == "" || isBelow(full, p) {
 			if err := add(s.doc, loc, s.name); err != nil {
 				return nil, err
 			}
 		}
 	}
-	for _, c := range app.chain() {
-		data, name, err := files.WebConfig(c.Dir)
+	own := func(dir string, locations func(doc *xmldoc.Document, name string) error) error {
+		data, name, err := files.WebConfig(dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		doc, err := ParseWebConfig(data, name)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if err := s.checkLocked(app, doc, name); err != nil {
-			return nil, err
+			return err
 		}
 		if err := add(doc, doc.Root, name); err != nil {
-			return nil, err
+			return err
 		}
-		for _, loc := range doc.Root.All("location") {
-			p := strings.Trim(loc.Attr("path"), "./")
-			inherited := c != app
-			if inherited && strings.EqualFold(loc.Attr("inheritInChildApplications"), "false") {
-				continue
-			}
-			if p == "" || below(app.Path, strings.TrimSuffix(c.Path, "/")+"/"+p) {
-				if err := add(doc, loc, name); err != nil {
-					return nil, err
+		return locations(doc, name)
+	}
+	for _, c := range app.chain() {
+		err := own(c.Dir, func(doc *xmldoc.Document, name string) error {
+			for _, loc := range doc.Root.All("location") {
+				p := strings.Trim(loc.Attr("path"), "./")
+				if c != app && strings.EqualFold(loc.Attr("inheritInChildApplications"), "false") {
+					continue
+				}
+				if p == "" || isBelow(app.Path, strings.TrimSuffix(c.Path, "/")+"/"+p) {
+					if err := add(doc, loc, name); err != nil {
+						return err
+					}
 				}
 			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range below {
+		err := own(dir, func(doc *xmldoc.Document, name string) error {
+			for _, loc := range doc.Root.All("location") {
+				if strings.Trim(loc.Attr("path"), "./") == "" {
+					if err := add(doc, loc, name); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return urlrewrite.Merge(levels...)
@@ -353,7 +412,7 @@ func (s *Server) Locked(app *App, section string) string {
 	full := strings.TrimSuffix(app.Site.Name+app.Path, "/")
 	for _, loc := range s.doc.Root.All("location") {
 		p := loc.Attr("path")
-		if p != "" && !below(full, p) || loc.Find("system.webServer", "rewrite", section) == nil {
+		if p != "" && !isBelow(full, p) || loc.Find("system.webServer", "rewrite", section) == nil {
 			continue
 		}
 		line, _ := xmldoc.LineCol(s.doc.Data, loc.Start)

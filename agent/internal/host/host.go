@@ -24,6 +24,8 @@ type Driver interface {
 	Redirection(ctx context.Context) (data []byte, name string, err error)
 	// Files reads web.config files by physical directory, as written in applicationHost.config.
 	iisconfig.Files
+	// WebConfigsBelow lists the directories below dir that have a web.config, not dir itself. What can't be read is left out.
+	WebConfigsBelow(dir string) ([]string, error)
 	// ReplaceWebConfig replaces a web.config atomically, keeping owner and mode. ErrChanged when it is not old any more;
 	// the file is untouched after any error.
 	ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error

@@ -25,11 +25,12 @@ type Pass struct {
 	serverErr error
 	inForce   []Change
 	files     map[string]*file
+	nested    map[string][]string // by directory, those below with a web.config
 }
 
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
 func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
-	p := &Pass{d: d, originals: o, inForce: inForce, files: map[string]*file{}}
+	p := &Pass{d: d, originals: o, inForce: inForce, files: map[string]*file{}, nested: map[string][]string{}}
 	if p.serverErr = shared(ctx, d); p.serverErr != nil {
 		return p
 	}
@@ -246,33 +247,78 @@ func (p *Pass) check(f *file, e entry, files iisconfig.Files) error {
 		return err
 	}
 	for _, app := range p.server.Readers(f.dir) {
-		own := key(app.Dir) == key(f.dir)
-		rs, err := p.server.Effective(app, files)
+		rs, err := p.effective(app, files)
 		if err != nil {
-			if _, before := p.server.Effective(app, p.d); before != nil {
-				return failf("config-invalid", "%s is already invalid before any change: %v", app, before)
-			}
-			var ce *urlrewrite.ConfigError
-			if errors.As(err, &ce) {
-				return failf("config-duplicate", "%s would answer 500.19: %v; the file was not touched", app, err)
-			}
-			return failf("config-invalid", "%s: %v; the file was not touched", app, err)
+			return err
 		}
-		if e.frag.Inside && !own {
+		if e.frag.Inside && key(app.Dir) != key(f.dir) {
 			continue
 		}
-		for _, n := range inbound {
-			if ok, on := rs.HasInbound(n); !ok || !on {
-				return failf("rule-void", "rule %q has no effect at %s: a <clear/> or <remove> takes it away there", n, app)
-			}
+		if why := void(rs, inbound, outbound); why != "" {
+			return failf("rule-void", "%s at %s: a <clear/> or <remove> takes it away there", why, app)
 		}
-		for _, n := range outbound {
-			if ok, on := rs.HasOutbound(n); !ok || !on {
-				return failf("rule-void", "outbound rule %q has no effect at %s: a <clear/> or <remove> takes it away there", n, app)
-			}
+		if err := p.checkBelow(app, inbound, outbound, files); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// effective evaluates an application, or a directory in it.
+func (p *Pass) effective(app *iisconfig.App, files iisconfig.Files, below ...string) (*urlrewrite.Ruleset, error) {
+	rs, err := p.server.Effective(app, files, below...)
+	if err == nil {
+		return rs, nil
+	}
+	if _, before := p.server.Effective(app, p.d, below...); before != nil {
+		return nil, failf("config-invalid", "%s is already invalid before any change: %v", app, before)
+	}
+	var ce *urlrewrite.ConfigError
+	if errors.As(err, &ce) {
+		return nil, failf("config-duplicate", "%s would answer 500.19: %v; the file was not touched", app, err)
+	}
+	return nil, failf("config-invalid", "%s: %v; the file was not touched", app, err)
+}
+
+// checkBelow evaluates the directories of an application that have a web.config of their own. One that is invalid without us
+// answers 500.19 itself, and is nobody's way past a rule.
+func (p *Pass) checkBelow(app *iisconfig.App, inbound, outbound []string, files iisconfig.Files) error {
+	dirs, ok := p.nested[key(app.Dir)]
+	if !ok {
+		var err error
+		if dirs, err = p.d.WebConfigsBelow(app.Dir); err != nil {
+			return failf("config-unreadable", "%v", err)
+		}
+		p.nested[key(app.Dir)] = dirs
+	}
+	for _, way := range p.server.Nested(app, dirs) {
+		if _, err := p.server.Effective(app, p.d, way...); err != nil {
+			continue
+		}
+		rs, err := p.effective(app, files, way...)
+		if err != nil {
+			return err
+		}
+		if why := void(rs, inbound, outbound); why != "" {
+			return failf("rule-void", `%s at %s: a <clear/> or <remove> in %s\web.config takes it away there`, why, app, way[len(way)-1])
+		}
+	}
+	return nil
+}
+
+// void names a rule that has no effect in a ruleset; "" when all have.
+func void(rs *urlrewrite.Ruleset, inbound, outbound []string) string {
+	for _, n := range inbound {
+		if ok, on := rs.HasInbound(n); !ok || !on {
+			return fmt.Sprintf("rule %q has no effect", n)
+		}
+	}
+	for _, n := range outbound {
+		if ok, on := rs.HasOutbound(n); !ok || !on {
+			return fmt.Sprintf("outbound rule %q has no effect", n)
+		}
+	}
+	return ""
 }
 
 func fragmentRules(xml string, outbound bool) (*urlrewrite.Section, []string, error) {

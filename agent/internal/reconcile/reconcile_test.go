@@ -462,6 +462,25 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 			lock := `<location path="Default Web Site" overrideMode="Deny"><system.webServer><rewrite><outboundRules /></rewrite></system.webServer></location></configuration>`
 			return os.WriteFile(p, []byte(strings.Replace(string(data), "</configuration>", lock, 1)), 0o600)
 		}, "config-locked", `overrideMode="Deny"`},
+		"taken away below": {func(d string) error {
+			dir := filepath.Join(d, filepath.Dir(owa), "auth")
+			if err := os.MkdirAll(filepath.Join(dir, "15.2.1748"), 0o700); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(dir, "web.config"), []byte("<configuration/>"), 0o600); err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(dir, "15.2.1748", "Web.config"), []byte(
+				"<configuration><system.webServer><rewrite><outboundRules><clear /></outboundRules></rewrite></system.webServer></configuration>"), 0o600)
+		}, "rule-void", `HttpProxy\owa\auth\15.2.1748\web.config takes it away there`},
+		"name taken below": {func(d string) error {
+			dir := filepath.Join(d, filepath.Dir(owa), "auth")
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return err
+			}
+			rule := `<configuration><system.webServer><rewrite><outboundRules><rule name="Stopgap M2.1 OWA CSP - outbound"><match serverVariable="RESPONSE_X" pattern="." /></rule></outboundRules></rewrite></system.webServer></configuration>`
+			return os.WriteFile(filepath.Join(dir, "web.config"), []byte(rule), 0o600)
+		}, "config-duplicate", "would answer 500.19"},
 		"our name taken": {func(d string) error {
 			p := filepath.Join(d, owa)
 			data, err := os.ReadFile(p)

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +89,20 @@ func Run(t *testing.T, fresh func(t *testing.T) Server) {
 		}
 	})
 
+	t.Run("web.config files below a directory are listed, its own is not", func(t *testing.T) {
+		s := fresh(t)
+		parent := s.Dir[:strings.LastIndex(s.Dir, `\`)]
+		listed := func(in string) bool {
+			below, err := s.Driver.WebConfigsBelow(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.ContainsFunc(below, func(d string) bool { return strings.EqualFold(d, s.Dir) })
+		}
+		if !listed(parent) || listed(s.Dir) {
+			t.Errorf("below %s: %v, below %s itself: %v", parent, listed(parent), s.Dir, listed(s.Dir))
+		}
+	})
 	t.Run("a pool is stopped, and applicationHost.config is byte for byte what it was when it is back", func(t *testing.T) {
 		t.Parallel()
 		s := fresh(t)

@@ -70,6 +70,9 @@ func (h *Host) Redirection(context.Context) ([]byte, string, error) {
 // WebConfig implements host.Driver.
 func (h *Host) WebConfig(dir string) ([]byte, string, error) { return h.dir.WebConfig(dir) }
 
+// WebConfigsBelow implements host.Driver.
+func (h *Host) WebConfigsBelow(dir string) ([]string, error) { return h.dir.WebConfigsBelow(dir) }
+
 // ReplaceWebConfig implements host.Driver.
 func (h *Host) ReplaceWebConfig(_ context.Context, dir string, old, data []byte) error {
 	p, err := h.dir.Path(strings.TrimRight(dir, `\/`) + `\web.config`)
