@@ -205,7 +205,7 @@ func trusted(stateDir string, j *journal.Journal) (held policy.Held, notes map[s
 		notes["trust-restored"] = "the journal knew an older policy root or no policy; root and version floor were taken from " + policy.AnchorFile
 	}
 	if len(held.Root) == 0 {
-		notes["no-root"] = "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again)"
+		notes["no-root"] = "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again), or apply a bundle with its pin"
 	}
 	if !anchor.Replace {
 		if len(held.Root) > 0 && (string(anchor.Root) != string(held.Root) || anchor.Floor != held.Floor) { // a crash came between the two files

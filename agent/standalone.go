@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,46 +26,51 @@ import (
 // controller, and for an administrator whose agent is down. Same journal, same drivers, same verification.
 type Standalone struct {
 	stateDir string
-	driver   host.Driver // nil when no host was named: settings and status only
+	driver   host.Driver // nil: settings and status only
 	journal  *journal.Journal
 	log      hclog.Logger
 }
 
 var _ localapi.Agent = (*Standalone)(nil)
 
-// OpenStandalone opens a state directory, which must exist unless create is set, and the host when there is one. While the agent
-// runs it is refused: journal.ErrLocked.
+// OpenStandalone opens a state directory, which must exist unless create is set, and the host. While the agent runs it is refused:
+// journal.ErrLocked.
 func OpenStandalone(ctx context.Context, stateDir, hostSpec string, create bool, log hclog.Logger) (*Standalone, error) {
 	if _, err := os.Stat(stateDir); err != nil && !create {
 		return nil, fmt.Errorf("agent: state directory: %w", err)
 	}
-	s := &Standalone{stateDir: stateDir, log: log}
-	machine, undo := "", ""
-	if hostSpec != "" {
-		var err error
-		if s.driver, err = OpenHost(hostSpec); err != nil {
-			return nil, err
-		}
-		facts, err := s.driver.Facts(ctx)
-		if err != nil {
-			return nil, err
-		}
-		machine, undo = facts.GetMachineId(), undoCommand(stateDir, hostSpec)
-	}
-	var err error
-	if s.journal, err = journal.Open(stateDir, log); err != nil {
-		if errors.Is(err, journal.ErrLocked) {
-			return nil, fmt.Errorf("%w: stop the agent first, or use `stopgap-agent block ID` while it runs", err)
-		}
+	d, err := OpenHost(hostSpec)
+	if err != nil {
 		return nil, err
 	}
-	for _, n := range s.journal.Notes() {
+	facts, err := d.Facts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	j, err := journal.Open(stateDir, log)
+	if errors.Is(err, journal.ErrLocked) {
+		return nil, fmt.Errorf("%w: stop the agent first, or use `stopgap-agent block ID` while it runs", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range j.Notes() {
 		log.Warn(n)
 	}
-	if err := s.journal.Bind(machine, undo); err != nil {
-		return nil, errors.Join(err, s.journal.Close())
+	if err := j.Bind(facts.GetMachineId(), undoCommand(stateDir, hostSpec)); err != nil {
+		return nil, errors.Join(err, j.Close())
 	}
-	return s, nil
+	return &Standalone{stateDir: stateDir, driver: d, journal: j, log: log}, nil
+}
+
+// OpenStored opens a state directory for status and settings: no server is looked at. A damaged journal is refused and left as it
+// is.
+func OpenStored(stateDir string, log hclog.Logger) (*Standalone, error) {
+	j, err := journal.OpenIntact(stateDir, log)
+	if err != nil {
+		return nil, err
+	}
+	return &Standalone{stateDir: stateDir, journal: j, log: log}, nil
 }
 
 func undoCommand(stateDir, hostSpec string) string {
@@ -74,14 +80,15 @@ func undoCommand(stateDir, hostSpec string) string {
 // Close releases the journal.
 func (s *Standalone) Close() error { return s.journal.Close() }
 
-// ErrNoPin is returned by ApplyBundle where no policy is trusted yet and none was named.
-var ErrNoPin = errors.New("this server trusts no policy yet: name it with --policy, the identity that `stopgap bundle` printed and that came to you by another way than the bundle")
+// ErrNoPin is returned by ApplyBundle where no policy is trusted yet and no pin was given.
+var ErrNoPin = errors.New("this server trusts no policy yet: give --pin, which `stopgap bundle` printed and which came to you by another way than the bundle")
 
-// ApplyBundle verifies a bundle, keeps it, and makes this server be as it says: the newest revision that it allows of each
-// mitigation is released by its being carried here; what it does not list any more is taken off. identity is needed where no
-// policy is trusted yet. It gives the outcome of every mitigation that the server knows of, and standing warnings. A refused
-// bundle changes nothing. Errors: *tufpolicy.Refusal, ErrNoPin, what journal and server say.
-func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, identity string) ([]*stopgapv1.Outcome, []*stopgapv1.Health, error) {
+// ApplyBundle verifies a bundle, keeps it, and makes this server be as it says: what it allows is released by its being carried
+// here (reconcile.Released says which revision), what it does not list any more is taken off. pin, as policy.ParsePin reads it, is
+// needed where no policy is trusted yet. A bundle that has ended and is the one held repairs what it applied and applies nothing
+// new. It gives the outcome of every mitigation that the server knows of, and standing warnings. A refused bundle changes nothing
+// on the server. Errors: *tufpolicy.Refusal, ErrNoPin, what journal and server say.
+func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, pin string) ([]*stopgapv1.Outcome, []*stopgapv1.Health, error) {
 	signed, err := bundle.Unpack(data)
 	if err != nil {
 		return nil, nil, err
@@ -90,10 +97,21 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, identity stri
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(held.Root) == 0 && identity == "" {
+	var pinned *policy.Pin
+	if pin != "" {
+		p, err := policy.ParsePin(pin)
+		if err != nil {
+			return nil, nil, err
+		}
+		pinned = &p
+	} else if len(held.Root) == 0 {
 		return nil, nil, ErrNoPin
 	}
-	next, err := policy.AcceptBundle(held, signed, identity, time.Now().UTC())
+	now := time.Now().UTC()
+	next, err := policy.AcceptBundle(held, signed, pinned, now)
+	if err != nil && held.Source == policy.SourceBundle && now.After(held.Expires) && bytes.Equal(signed.Targets, held.Targets) {
+		next, err = held, nil
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -104,7 +122,7 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, identity stri
 	if _, _, err := trusted(s.stateDir, s.journal); err != nil { // writes root and floor beside it
 		return nil, nil, err
 	}
-	r, err := s.reconciler(parsed)
+	r, err := s.reconciler(ctx, parsed)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -112,62 +130,63 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, identity stri
 		return nil, nil, err
 	}
 	out, err := s.outcomes()
-	return out, r.Health(), err
+	return out, append(policyHealth(next, now), r.Health()...), err
 }
 
-func (s *Standalone) reconciler(p *policy.Policy) (*reconcile.Reconciler, error) {
-	if s.driver == nil {
-		return nil, errors.New("agent: no host")
+func (s *Standalone) reconciler(ctx context.Context, p *policy.Policy) (*reconcile.Reconciler, error) {
+	facts, err := s.driver.Facts(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return reconcile.New(reconcile.Config{Driver: s.driver, Journal: carried{s.journal, p},
+	return reconcile.New(reconcile.Config{Driver: s.driver, Journal: carried{s.journal, p, facts},
 		Policy: func() *policy.Policy { return p }, Logger: s.log})
 }
 
 // carried is a journal in which everything that a bundle allows is released, by its having been carried here. It is kept
-// nowhere: what a controller released stays what it was.
+// nowhere; what a controller said before counts no more (View.item).
 type carried struct {
 	*journal.Journal
 	policy *policy.Policy
+	facts  *stopgapv1.Facts
 }
 
 // Assignment implements reconcile.Journal.
 func (c carried) Assignment() (*stopgapv1.Assignment, error) {
 	a := &stopgapv1.Assignment{PolicyVersion: c.policy.Version}
 	for id, revs := range c.policy.Revisions {
-		newest := uint32(0)
-		for n := range revs {
-			newest = max(newest, n)
-		}
-		a.Items = append(a.Items, &stopgapv1.AssignmentItem{Mitigation: id, Revision: newest, Sha256: revs[newest].SHA256[:]})
+		n := reconcile.Released(c.policy, c.facts, id)
+		a.Items = append(a.Items, &stopgapv1.AssignmentItem{Mitigation: id, Revision: n, Sha256: revs[n].SHA256[:]})
 	}
 	return a, nil
 }
 
-// Revert takes one mitigation off and nothing else. With block, it also never comes back: neither with a bundle nor by a
-// controller. Errors: reconcile.ErrNotInForce.
-func (s *Standalone) Revert(ctx context.Context, id string, block bool, reason string) (*stopgapv1.Outcome, error) {
-	held, _, err := trusted(s.stateDir, s.journal)
+// Revert takes one mitigation off and nothing else; it needs no policy. With block, it also never comes back, neither with a
+// bundle nor by a controller; then nothing to take off is no error, and the outcome is nil. It gives standing warnings too. Errors:
+// reconcile.ErrNotInForce.
+func (s *Standalone) Revert(ctx context.Context, id string, block bool, reason string) (*stopgapv1.Outcome, []*stopgapv1.Health, error) {
+	r, err := s.reconciler(ctx, policy.Parse(policy.Held{}))
 	if err != nil {
-		return nil, err
-	}
-	r, err := s.reconciler(policy.Parse(held))
-	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if block {
 		if err := setBlock(s.journal, &stopgapv1.BlockRequest{Mitigation: id, Reason: reason}); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	why := "taken off by the server's administrator with `stopgap-agent revert`"
 	if reason != "" {
 		why += ": " + reason
 	}
-	if err := r.TakeOff(ctx, id, why); err != nil {
-		return nil, err
+	switch err := r.TakeOff(ctx, id, why); {
+	case block && errors.Is(err, reconcile.ErrNotInForce):
+		return nil, r.Health(), nil
+	case block && err != nil:
+		return nil, r.Health(), fmt.Errorf("%s is blocked from now on, and was not taken off: %w", id, err)
+	case err != nil:
+		return nil, r.Health(), err
 	}
 	all, err := s.journal.Outcomes()
-	return all[id], err
+	return all[id], r.Health(), err
 }
 
 func (s *Standalone) outcomes() ([]*stopgapv1.Outcome, error) {
@@ -201,8 +220,11 @@ func (s *Standalone) Serve(ctx context.Context, f func(context.Context) error) e
 // Status implements localapi.Agent.
 func (s *Standalone) Status(context.Context) (*stopgapv1.StatusResponse, error) {
 	held, notes, err := trusted(s.stateDir, s.journal)
-	if err != nil {
-		return nil, err
+	if err != nil { // told, with what the journal has all the same
+		notes = map[string]string{"trust-unreadable": err.Error()}
+		if err := s.journal.HeldPolicy(&held); err != nil {
+			return nil, err
+		}
 	}
 	out, err := storedStatus(s.stateDir, s.journal, held)
 	if err != nil {

@@ -25,7 +25,7 @@ type island struct {
 	t             *testing.T
 	soc           *soc.SOC
 	dir, state    string
-	policy        string // its identity
+	pin           string
 	before        map[string][]byte
 	beforeService []byte
 }
@@ -63,12 +63,26 @@ func (i *island) pack() string {
 	i.t.Helper()
 	file := filepath.Join(i.t.TempDir(), "bundle.zip")
 	out, err := exec.CommandContext(i.t.Context(), program(i.t, "stopgap"), "bundle", "--dir", i.soc.Path, "--out", file).CombinedOutput()
-	m := regexp.MustCompile(`(?m)^policy ([0-9a-f]{64})$`).FindSubmatch(out)
+	m := regexp.MustCompile(`(?m)^pin ([0-9a-f]{64}-[0-9]+)$`).FindSubmatch(out)
 	if err != nil || m == nil {
 		i.t.Fatalf("bundle: %v: %s", err, out)
 	}
-	i.policy = string(m[1])
+	i.pin = string(m[1])
 	return file
+}
+
+// ended waits until what was signed to end at t has.
+func (i *island) ended(t time.Time) {
+	i.t.Helper()
+	err := procs.Wait(i.t.Context(), time.Minute, func() error {
+		if left := time.Until(t.Add(time.Second)); left > 0 { // ends are whole seconds
+			return fmt.Errorf("%s are left", left)
+		}
+		return nil
+	})
+	if err != nil {
+		i.t.Fatal(err)
+	}
 }
 
 func (i *island) run(args ...string) (string, error) {
@@ -114,11 +128,14 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 	first := i.pack()
 
 	// Nothing is trusted before somebody says what.
-	i.apply(true, "name it with --policy", first)
-	i.apply(true, "the bundle is of policy "+i.policy, first, "--policy", strings.Repeat("0", 64))
+	i.apply(true, "trusts no policy yet: give --pin", first)
+	i.apply(true, "the bundle is of another policy", first, "--pin", strings.Repeat("0", 64)+"-1")
+	i.apply(true, "is below 3", first, "--pin", i.pin[:65]+"3")
+	i.apply(true, "a pin is 64 hexadecimal digits", first, "--pin", "x")
+	i.agent(true, `host "" is not known`, "apply", "--bundle", first, "--host", "", "--pin", i.pin)
 	i.untouched("")
 
-	out := i.apply(false, "applied and read back", first, "--policy", i.policy)
+	out := i.apply(false, "applied and read back", first, "--pin", i.pin)
 	if strings.Count(out, " APPLIED ") != 2 {
 		t.Errorf("got %s", out)
 	}
@@ -141,26 +158,38 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 	}
 
 	// A bundle that somebody changed, one that ended, and one that is older than what was accepted change nothing.
-	i.apply(true, "is refused and nothing was changed: policy: document mitigations/M1/1.yaml", i.tampered(first))
+	i.apply(true, "is refused and nothing on the server was changed: policy: document mitigations/M1/1.yaml", i.tampered(first))
 	if err := i.soc.Refresh(2 * time.Second); err != nil {
 		t.Fatal(err)
 	}
 	short := i.pack()
-	err = procs.Wait(t.Context(), time.Minute, func() error {
-		if out, err := i.run("apply", "--bundle", short, "--host", "lab:"+i.dir); err == nil || !strings.Contains(out, "expired on") {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
-	if err != nil {
+	i.ended(time.Now().Add(2 * time.Second))
+	i.apply(true, "expired on", short)
+	i.untouched("wwwroot")
+	i.agent(false, " APPLIED ", "status")
+
+	// One that ends after it was applied still repairs, and says that it ended.
+	if err := i.soc.Refresh(10 * time.Second); err != nil {
 		t.Fatal(err)
 	}
+	end := time.Now().Add(10 * time.Second)
+	held := i.pack()
+	i.apply(false, "applied and read back", held)
+	for p, data := range i.before {
+		if err := os.WriteFile(p, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	i.ended(end)
+	if out := i.apply(false, "put back", held); !strings.Contains(out, "policy-expired") {
+		t.Errorf("its end is not told:\n%s", out)
+	}
+	i.untouched("wwwroot")
 	if err := i.soc.Refresh(time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	i.apply(false, "applied and read back", i.pack())
+	i.apply(false, "put back", i.pack())
 	i.apply(true, "an old policy", first)
-	i.agent(false, " APPLIED ", "status")
 
 	// The administrator's no, with agent and controller down: byte for byte, and it stays no.
 	i.agent(false, "byte-identical to the file before", "revert", "--id", "M1", "--host", "lab:"+i.dir, "--block", "--reason", "a partner's client")
@@ -168,7 +197,9 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 	if now, err := os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil || bytes.Equal(now, i.beforeService) {
 		t.Errorf("the other mitigation went too (%v)", err)
 	}
-	i.agent(true, "nothing of it is in force", "revert", "--id", "M1", "--host", "lab:"+i.dir)
+	i.agent(true, "nothing of it that is ours is in force", "revert", "--id", "M1", "--host", "lab:"+i.dir)
+	i.agent(false, "NOPE is blocked on this server; nothing of it", "revert", "--id", "NOPE", "--host", "lab:"+i.dir, "--block")
+	i.agent(true, `host "" is not known`, "panic-revert", "--host", "")
 	i.apply(false, "BLOCKED", i.pack())
 	i.untouched("")
 	i.agent(false, "no agent runs", "unblock", "M1")
@@ -177,7 +208,7 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 
 	// Frozen, with no agent to ask.
 	i.agent(false, "is frozen; in force: CVE-2021-26857@1, M1@1", "disable")
-	i.apply(false, "DISABLED", i.pack())
+	i.apply(true, "DISABLED", i.pack())
 	i.untouched("wwwroot")
 	i.agent(false, "works again", "enable")
 
@@ -245,7 +276,7 @@ func TestOneShotUseWorksAsWritten(t *testing.T) {
 	if err := i.soc.Add(catalogue(t, "M1", "M2", "CVE-2021-26857")...); err != nil {
 		t.Fatal(err)
 	}
-	i.pack() // for the identity
+	i.pack() // for the pin
 	script := "set -euo pipefail\n"
 	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```").FindAllStringSubmatch(string(doc), -1)
 	for _, b := range blocks {
@@ -256,7 +287,7 @@ func TestOneShotUseWorksAsWritten(t *testing.T) {
 	}
 	lab := filepath.Join(filepath.Dir(i.dir), "lab")
 	cmd := exec.CommandContext(t.Context(), bash, "-c", script)
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t, "stopgap"))+":"+os.Getenv("PATH"), "POLICY="+i.soc.Path, "IDENTITY="+i.policy,
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t, "stopgap"))+":"+os.Getenv("PATH"), "POLICY="+i.soc.Path, "PIN="+i.pin,
 		"BUNDLE="+filepath.Join(t.TempDir(), "b.zip"), "STATE="+i.state, "SERVER=lab:"+i.dir, "LAB="+lab,
 		"WEBCONFIG="+filepath.Join(i.dir, "C", "Program Files", "Microsoft", "Exchange Server", "V15", "FrontEnd", "HttpProxy", "owa", "web.config"))
 	out, err := cmd.CombinedOutput()

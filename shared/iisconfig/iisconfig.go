@@ -399,8 +399,10 @@ func (s *Server) Locked(app *App, section string) string {
 	if decl == nil {
 		return "URL Rewrite is not registered in " + s.name + " (no section group system.webServer/rewrite)"
 	}
-	if mods := s.doc.Root.Find("system.webServer", "globalModules"); mods != nil && !hasModule(mods) {
-		return "URL Rewrite is registered in " + s.name + ", and its module is not loaded (no RewriteModule in globalModules)"
+	for _, list := range []string{"globalModules", "modules"} {
+		if !s.lists(list) {
+			return "URL Rewrite is registered in " + s.name + ", and its module is not loaded (no RewriteModule in " + list + ")"
+		}
 	}
 	for _, e := range decl.All("section") {
 		if e.Attr("name") == section {
@@ -426,13 +428,18 @@ func (s *Server) Locked(app *App, section string) string {
 	return mode
 }
 
-func hasModule(globalModules *xmldoc.Element) bool {
-	for _, a := range globalModules.All("add") {
-		if strings.EqualFold(a.Attr("name"), "RewriteModule") {
-			return true
+// lists says whether a list of modules, in any scope, has URL Rewrite's, or whether there is no such list.
+func (s *Server) lists(name string) bool {
+	found := false
+	for _, scope := range append([]*xmldoc.Element{s.doc.Root}, s.doc.Root.All("location")...) {
+		for _, a := range scope.Find("system.webServer", name).All("add") {
+			if strings.EqualFold(a.Attr("name"), "RewriteModule") {
+				return true
+			}
+			found = true
 		}
 	}
-	return false
+	return !found
 }
 
 func sectionGroup(e *xmldoc.Element, names ...string) *xmldoc.Element {

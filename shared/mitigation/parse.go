@@ -413,7 +413,7 @@ func (c *checker) actions(m *stopgapv1.Mitigation) {
 					c.fragment(at, err)
 					continue
 				}
-				if n := sec.RewritesBody(); n != "" && rw.GetLocation().GetSite() == frontEnd {
+				if n := sec.RewritesBody(); n != "" && (rw.GetLocation().GetSite() == frontEnd || strings.EqualFold(rw.GetLocation().GetSite(), "Default Web Site")) {
 					c.fail(at, "rule %q rewrites response bodies: the front end passes on compressed ones, for which IIS then answers 500.52", n)
 				}
 				for _, n := range names {

@@ -15,7 +15,7 @@ type Weakness struct {
 
 // rawVariables are what IIS gives a rule as the client sent it, percent-encoding and all; what Exchange then reads is
 // decoded. {REQUEST_URI} is decoded in its path only.
-var rawVariables = map[string]bool{"QUERY_STRING": true, "REQUEST_URI": true, "UNENCODED_URL": true, "HTTP_X_ORIGINAL_URL": true}
+var rawVariables = map[string]bool{"QUERY_STRING": true, "REQUEST_URI": true, "UNENCODED_URL": true, "HTTP_URL": true, "HTTP_X_ORIGINAL_URL": true}
 
 // Weaknesses lists the ways past the inbound rules of a mitigation that can be told from the rules alone: a text that is
 // looked for in what arrives percent-encoded, or in one case of letters only; and the published bypasses of the first rules
@@ -58,15 +58,45 @@ func Weaknesses(fragment []byte) ([]Weakness, error) {
 	return append(out, known...), err
 }
 
-// literal is a text that every match contains and that has a letter in it; "" when none is known.
+// words are the runs of letters, three at least, that an ECMAScript pattern spells out, outside of classes; of alternatives each
+// has its own.
+func words(src string) []string {
+	var b strings.Builder
+	class := false
+	for i := 0; i < len(src); i++ {
+		switch c := src[i]; {
+		case c == '\\':
+			i++
+			b.WriteByte(' ')
+		case class:
+			class = c != ']'
+		case c == '[':
+			class = true
+			b.WriteByte(' ')
+		case letter(rune(c)):
+			b.WriteByte(c)
+		default:
+			b.WriteByte(' ')
+		}
+	}
+	var out []string
+	for _, w := range strings.Fields(b.String()) {
+		if len(w) >= minLiteral {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// literal is a text with a letter in it that matches contain, all of them or those of one alternative; "" when none is known.
 func (p *pattern) literal() string {
 	if p == nil {
 		return ""
 	}
 	texts := strings.FieldsFunc(p.source, func(r rune) bool { return r == '*' && !p.exact }) // a wildcard pattern
 	if p.syntax == ecmaScript {
-		texts = nil
-		if p.pre != nil {
+		texts = words(p.source)
+		if p.pre != nil && len(p.pre.literals) > 0 {
 			texts = p.pre.literals
 		}
 	}

@@ -3,6 +3,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -171,7 +172,10 @@ func with(cmd *cobra.Command, o *options, f func(ctx context.Context, c stopgapv
 	if _, serr := os.Stat(filepath.Join(o.state, journal.File)); serr != nil {
 		return err
 	}
-	s, serr := agent.OpenStandalone(cmd.Context(), o.state, "", false, hclog.NewNullLogger())
+	s, serr := agent.OpenStored(o.state, hclog.NewNullLogger())
+	if errors.Is(serr, journal.ErrLocked) {
+		return fmt.Errorf("no agent answers, and another process has its journal (an agent that starts or stops, or another command): try again in a moment: %w", serr)
+	}
 	if serr != nil {
 		return fmt.Errorf("%w; and its journal can't be used: %w", err, serr)
 	}
@@ -235,7 +239,7 @@ func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) erro
 		pol = fmt.Sprintf("version %d, confirmed %s, valid until %s, by root %d", s.GetPolicyVersion(), s.GetPolicyAcceptedAt().AsTime().Local().Format(time.DateTime),
 			s.GetPolicyExpires().AsTime().Local().Format(time.DateTime), s.GetRootVersion()) + "; source: " + s.GetPolicySource()
 	} else if s.GetRootVersion() == 0 {
-		pol = "none, and no policy root is trusted: enrol (again)"
+		pol = "none, and no policy root is trusted: enrol (again), or apply a bundle"
 	}
 	if !s.GetStored() {
 		f1 := s.GetFacts()

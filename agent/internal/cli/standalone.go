@@ -33,7 +33,7 @@ func inForce(o *stopgapv1.Outcome) bool {
 	switch o.GetState() {
 	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT,
 		stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_PENDING,
-		stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED:
+		stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED, stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED:
 		return false
 	default:
 		return true
@@ -41,13 +41,13 @@ func inForce(o *stopgapv1.Outcome) bool {
 }
 
 func apply(o *options, stderr io.Writer) *cobra.Command {
-	var file, identity string
+	var file, pin string
 	format := clirun.Table
 	c := &cobra.Command{
 		Use:   "apply --bundle FILE",
 		Short: "Make this server be as a signed bundle says, once, without service or controller",
-		Long: "Verifies a bundle of `stopgap bundle`, applies the newest revision it allows of each mitigation, takes off what it lists no\n" +
-			"more, and reads it all back. The agent must not run. Carrying the bundle here is its release: no assignment is asked.\n" +
+		Long: "Verifies a bundle of `stopgap bundle`, applies of each mitigation the newest revision it allows that is for this server, takes\n" +
+			"off what it lists no more, and reads it all back. The agent must not run. Carrying the bundle here is its release: no assignment is asked.\n" +
 			"Drift is repaired when it is applied again. Exit 1 when something is not as it should be.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -60,10 +60,10 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 				return err
 			}
 			defer func() { _ = s.Close() }()
-			outcomes, health, err := s.ApplyBundle(cmd.Context(), data, identity)
+			outcomes, health, err := s.ApplyBundle(cmd.Context(), data, pin)
 			var refused *tufpolicy.Refusal
 			if errors.As(err, &refused) {
-				return fmt.Errorf("%s is refused and nothing was changed: %w", file, err)
+				return fmt.Errorf("%s is refused and nothing on the server was changed: %w", file, err)
 			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", file, err)
@@ -92,7 +92,7 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&file, "bundle", "", "the bundle")
-	f.StringVar(&identity, "policy", "", "the policy's identity as `stopgap bundle` printed it; needed the first time, and to come by another way than the bundle")
+	f.StringVar(&pin, "pin", "", "what `stopgap bundle` printed; needed the first time, and to come by another way than the bundle")
 	f.StringVar(&o.host, "host", "", "server to look after: lab:DIR")
 	f.VarP(&format, "output", "o", "table, json, csv or yaml")
 	for _, n := range []string{"bundle", "host"} {
@@ -125,9 +125,16 @@ func revert(o *options, stderr io.Writer) *cobra.Command {
 				return err
 			}
 			defer func() { _ = s.Close() }()
-			out, err := s.Revert(cmd.Context(), id, block, reason)
+			out, health, err := s.Revert(cmd.Context(), id, block, reason)
+			for _, h := range health {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s: %s\n", h.GetCode(), clirun.Printable(h.GetText()))
+			}
 			if err != nil {
 				return err
+			}
+			if out == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is blocked on this server; nothing of it that is ours was in force\n", id)
+				return nil
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s is %s: %s\n", id, stateName(out.GetState()), clirun.Printable(out.GetReason()))
 			for _, e := range out.GetEvidence() {

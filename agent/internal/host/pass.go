@@ -23,17 +23,17 @@ type Pass struct {
 	originals Originals
 	server    *iisconfig.Server
 	serverErr error
-	inForce   []Change
-	files     map[string]*file
-	nested    map[string][]string // by directory, those below with a web.config
+	// newErr refuses what is not there yet; what of ours is there can be read and taken off.
+	newErr  error
+	inForce []Change
+	files   map[string]*file
+	nested  map[string][]string // by directory, those below with a web.config
 }
 
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
 func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
 	p := &Pass{d: d, originals: o, inForce: inForce, files: map[string]*file{}, nested: map[string][]string{}}
-	if p.serverErr = shared(ctx, d); p.serverErr != nil {
-		return p
-	}
+	p.newErr = shared(ctx, d)
 	data, name, err := d.ApplicationHost(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -48,8 +48,8 @@ func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass
 	return p
 }
 
-// shared refuses a server whose IIS configuration is shared: what it does would happen on every server of the farm, and the
-// file that says so is the only one read.
+// shared refuses a server whose IIS configuration is shared: sites and pools are then not what its own applicationHost.config
+// says.
 func shared(ctx context.Context, d Driver) error {
 	data, name, err := d.Redirection(ctx)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -63,7 +63,7 @@ func shared(ctx context.Context, d Driver) error {
 	case err != nil:
 		return failf("config-unreadable", "%v", err)
 	case where != "":
-		return failf("config-shared", "the configuration of IIS is shared (%s); change it where it is kept, or end the sharing; nothing was touched", where)
+		return failf("config-shared", "the configuration of IIS is shared (%s); change it where it is kept, or end the sharing; nothing is applied", where)
 	}
 	return nil
 }

@@ -125,7 +125,12 @@ type appPool struct {
 var _ Action = (*appPool)(nil)
 
 // Validate implements Action.
-func (a *appPool) Validate(context.Context) error { return a.p.serverErr }
+func (a *appPool) Validate(context.Context) error {
+	if a.p.serverErr != nil {
+		return a.p.serverErr
+	}
+	return a.p.newErr
+}
 
 func (p Pool) autoStart() bool { return p.AutoStart == nil || *p.AutoStart }
 

@@ -55,7 +55,13 @@ func (a *urlRewrite) Validate(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if a.p.newErr != nil {
+		return a.p.newErr
+	}
 	for _, app := range apps {
+		if err := a.p.bodies(a.spec, app); err != nil {
+			return err
+		}
 		for section, xml := range map[string]string{"rules": a.spec.GetInbound(), "outboundRules": a.spec.GetOutbound()} {
 			if xml == "" {
 				continue
@@ -66,6 +72,20 @@ func (a *urlRewrite) Validate(context.Context) error {
 		}
 		if _, err := a.p.load(app.Dir); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// bodies refuses to rewrite the bodies that the front end, a proxy, passes on: IIS answers 500.52 for compressed ones.
+func (p *Pass) bodies(spec *stopgapv1.UrlRewriteAction, app *iisconfig.App) error {
+	sec, _, err := fragmentRules(spec.GetOutbound(), true)
+	if err != nil || sec == nil {
+		return err
+	}
+	for _, s := range p.server.FrontEndSites() {
+		if n := sec.RewritesBody(); n != "" && s == app.Site {
+			return failf("body-rewriting", "rule %q rewrites response bodies at %s, which passes on compressed ones: IIS would answer 500.52", n, app)
 		}
 	}
 	return nil

@@ -135,11 +135,16 @@ var (
 )
 
 // ErrLocked is returned when another process has the journal.
-var ErrLocked = errors.New("journal: another agent has it open")
+var ErrLocked = errors.New("journal: an agent, or another command, has it open")
 
 // Open opens or makes the journal in a state directory. A damaged file is renamed aside and a new one begun from the
 // plain files beside it; Notes says so.
-func Open(dir string, log hclog.Logger) (*Journal, error) {
+func Open(dir string, log hclog.Logger) (*Journal, error) { return openIn(dir, true, log) }
+
+// OpenIntact opens the journal of a state directory for somebody who only looks: a damaged one is left as it is, and refused.
+func OpenIntact(dir string, log hclog.Logger) (*Journal, error) { return openIn(dir, false, log) }
+
+func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
@@ -159,6 +164,9 @@ func Open(dir string, log hclog.Logger) (*Journal, error) {
 		var errno syscall.Errno
 		if errors.As(err, &pe) || errors.As(err, &errno) {
 			return nil, fmt.Errorf("journal: %w", err)
+		}
+		if !repair {
+			return nil, fmt.Errorf("journal: %s is damaged (%w); the agent begins a new one from the plain copies beside it when it starts, and %s says how to undo what is in force", path, err, UndoFile)
 		}
 		aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
 		if rerr := os.Rename(path, aside); rerr != nil {

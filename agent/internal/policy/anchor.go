@@ -44,7 +44,7 @@ func ReadAnchor(dir string) (Anchor, error) {
 		return a, err
 	}
 	if err := json.Unmarshal(data, &a); err != nil {
-		return a, fmt.Errorf("policy: %s: %w; enrol again", name, err)
+		return a, fmt.Errorf("policy: %s: %w; enrol again, or move it away and apply a bundle with its pin", name, err)
 	}
 	return a, nil
 }

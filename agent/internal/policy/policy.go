@@ -3,9 +3,12 @@
 package policy
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +54,8 @@ type Policy struct {
 	Fixed *exchange.Table
 	// FixedError says why the fixed-builds table can't be read; then nothing counts as fixed.
 	FixedError error
+	// Source is where it came from, as in Held.
+	Source string
 	// Expires is when the first part of it ends; zero: never.
 	Expires time.Time
 	// ExpiresFirst is that part.
@@ -121,28 +126,58 @@ func readable(st tufpolicy.State) error {
 	return nil
 }
 
+// Pin is how an administrator is told which policy to trust, by another way than the bundle: the SHA-256 of a root, and the lowest
+// version of the targets metadata that may come.
+type Pin struct {
+	Root  [sha256.Size]byte
+	Floor uint64
+}
+
+var pinText = regexp.MustCompile(`^([0-9a-fA-F]{64})-([1-9][0-9]{0,17})$`)
+
+// ParsePin reads what `stopgap bundle` prints.
+func ParsePin(s string) (Pin, error) {
+	var p Pin
+	m := pinText.FindStringSubmatch(strings.TrimSpace(s))
+	if m == nil {
+		return p, errors.New("a pin is 64 hexadecimal digits, a dash and a number, as `stopgap bundle` prints it")
+	}
+	_, err := hex.Decode(p.Root[:], []byte(m[1]))
+	if err == nil {
+		p.Floor, err = strconv.ParseUint(m[2], 10, 64)
+	}
+	return p, err
+}
+
 // AcceptBundle verifies a bundle against what is held and gives what is to be held instead: thresholds, the ends of root and
 // targets metadata, the version floor. It carries no snapshot or timestamp; what of those was held is dropped, and the floor
-// keeps a controller from going back behind the bundle. identity is the policy's (tufpolicy.Identity), as the administrator was
-// told it: needed where no root is trusted yet, and checked wherever it is given. Errors: tufpolicy.ErrNoRoot,
-// *tufpolicy.Refusal.
-func AcceptBundle(held Held, s tufpolicy.Signed, identity string, now time.Time) (Held, error) {
-	if len(s.Roots) == 0 {
-		return held, refuse("no root in the bundle")
-	}
-	found := tufpolicy.Identity(s.Roots[0])
-	if identity != "" && !strings.EqualFold(identity, found) {
-		return held, refuse("the bundle is of policy %s, not of %s", found, identity)
-	}
+// keeps a controller from going back behind the bundle. pin is needed where no root is trusted yet, and checked wherever it is
+// given. Errors: tufpolicy.ErrNoRoot, *tufpolicy.Refusal.
+func AcceptBundle(held Held, s tufpolicy.Signed, pin *Pin, now time.Time) (Held, error) {
 	from := held.State
+	if pin != nil {
+		var pinned []byte
+		for _, r := range s.Roots {
+			if tufpolicy.RootFingerprint(r) == pin.Root {
+				pinned = r
+			}
+		}
+		if pinned == nil {
+			return held, refuse("the bundle is of another policy: none of its %d roots is the one that the pin names", len(s.Roots))
+		}
+		from.Floor = max(from.Floor, pin.Floor)
+		if len(held.Root) == 0 {
+			var err error
+			if from, err = tufpolicy.Begin(pinned, from.Floor); err != nil {
+				return held, err
+			}
+		}
+	}
 	if len(from.Root) == 0 {
-		if identity == "" {
-			return held, tufpolicy.ErrNoRoot
-		}
-		var err error
-		if from, err = tufpolicy.Begin(s.Roots[0], held.Floor); err != nil {
-			return held, err
-		}
+		return held, tufpolicy.ErrNoRoot
+	}
+	if v := held.Versions.Root; v > 0 && v <= uint64(len(s.Roots)) && !bytes.Equal(s.Roots[v-1], held.Root) {
+		return held, refuse("the bundle is of another policy: its root %d is not the one that is trusted here", v)
 	}
 	st, err := tufpolicy.VerifySigned(from, s, now)
 	if err != nil {
@@ -157,7 +192,7 @@ func AcceptBundle(held Held, s tufpolicy.Signed, identity string, now time.Time)
 // Parse reads the documents of a held policy, each alone: one that this agent can't read holds up no other.
 func Parse(h Held) *Policy {
 	p := &Policy{Version: h.Versions.Targets, Revisions: map[string]map[uint32]*Revision{}, Fixed: &exchange.Table{},
-		Table: &mitigation.PolicyTable{PolicyTable: &stopgapv1.PolicyTable{}}, Expires: h.Expires, ExpiresFirst: h.ExpiresFirst}
+		Table: &mitigation.PolicyTable{PolicyTable: &stopgapv1.PolicyTable{}}, Expires: h.Expires, ExpiresFirst: h.ExpiresFirst, Source: h.Source}
 	if p.Version == 0 {
 		return p
 	}

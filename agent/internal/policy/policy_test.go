@@ -2,7 +2,9 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -152,23 +154,35 @@ func TestABundleRaisesTheFloorForTheController(t *testing.T) {
 	}
 	fresh := d.Signed()
 	// No root is needed where one is held, and a wrong name is refused even then.
-	if _, err := AcceptBundle(held, fresh, "00", time.Now()); err == nil {
+	if _, err := AcceptBundle(held, fresh, &Pin{}, time.Now()); err == nil {
 		t.Error("another policy's name was taken")
 	}
-	if _, err := AcceptBundle(Held{}, fresh, "", time.Now()); !errors.Is(err, tufpolicy.ErrNoRoot) {
+	if _, err := AcceptBundle(Held{}, fresh, nil, time.Now()); !errors.Is(err, tufpolicy.ErrNoRoot) {
 		t.Errorf("without any root: %v", err)
 	}
-	if _, err := AcceptBundle(held, tufpolicy.Signed{}, "", time.Now()); err == nil {
+	if _, err := AcceptBundle(held, tufpolicy.Signed{}, nil, time.Now()); err == nil {
 		t.Error("an empty bundle was taken")
 	}
-	carried, err := AcceptBundle(held, fresh, d.Identity(), time.Now())
+	// A first trust goes by the pin: another root's bundle, and one from before it, are refused.
+	if _, err := AcceptBundle(Held{}, old, &Pin{Root: tufpolicy.RootFingerprint(d.FirstRoot()), Floor: 3}, time.Now()); err == nil {
+		t.Error("a bundle from before the pin was taken")
+	}
+	if _, _, other := world(t); true {
+		if _, err := AcceptBundle(other, fresh, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "of another policy") {
+			t.Errorf("another policy's bundle: %v", err)
+		}
+	}
+	if p, err := ParsePin(fmt.Sprintf(" %x-3\n", tufpolicy.RootFingerprint(d.FirstRoot()))); err != nil || p.Floor != 3 {
+		t.Errorf("pin: %+v, %v", p, err)
+	}
+	carried, err := AcceptBundle(held, fresh, &Pin{Root: tufpolicy.RootFingerprint(d.FirstRoot()), Floor: 3}, time.Now())
 	if err != nil || carried.Versions.Targets != 3 || carried.Source != SourceBundle || carried.Floor != 3 {
 		t.Fatalf("got %+v, %v", carried.Versions, err)
 	}
 	if _, err := Accept(carried, update(t, o, old.Targets, 2, 8, old.Documents), time.Now()); err == nil {
 		t.Error("the controller went back behind the bundle")
 	}
-	if _, err := AcceptBundle(carried, old, "", time.Now()); err == nil {
+	if _, err := AcceptBundle(carried, old, nil, time.Now()); err == nil {
 		t.Error("an older bundle was taken")
 	}
 	next, err := Accept(carried, update(t, o, fresh.Targets, 3, 8, nil), time.Now())

@@ -283,6 +283,9 @@ func (v View) item(id string) *stopgapv1.AssignmentItem {
 	if v.Assignment.GetPolicyVersion() > v.Policy.Version {
 		return nil // it waits for its policy; absence reverts nothing
 	}
+	if v.Policy.Source == policy.SourceBundle && v.Assignment.GetPolicyVersion() < v.Policy.Version {
+		return nil // a controller's word of before the bundle was carried here
+	}
 	for _, it := range v.Assignment.GetItems() {
 		if it.GetMitigation() != id {
 			continue
@@ -387,6 +390,23 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 }
 
 // inScope says whether a document is for this server. One that can't be read is: it is reported as such.
+// Released is the revision of a mitigation that a policy alone, with no assignment, releases to a server: the newest that can be
+// read here and is for it, else the newest; 0 when none is allowed.
+func Released(p *policy.Policy, f *stopgapv1.Facts, id string) uint32 {
+	v := View{Policy: p, Facts: f}
+	var best, any uint32
+	for n, r := range p.Revisions[id] {
+		any = max(any, n)
+		if r.Document != nil && v.inScope(r) {
+			best = max(best, n)
+		}
+	}
+	if best == 0 {
+		return any
+	}
+	return best
+}
+
 func (v View) inScope(r *policy.Revision) bool {
 	if r.Document == nil {
 		return true

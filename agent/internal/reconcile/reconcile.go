@@ -244,7 +244,7 @@ func (r *Reconciler) TakeOff(ctx context.Context, id, reason string) error {
 }
 
 // ErrNotInForce is returned by TakeOff.
-var ErrNotInForce = errors.New("nothing of it is in force on this server")
+var ErrNotInForce = errors.New("nothing of it that is ours is in force on this server")
 
 // carry plans and carries out decisions.
 func (p *pass) carry(ctx context.Context, decisions []Decision) error {

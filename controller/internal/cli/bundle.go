@@ -10,6 +10,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared/bundle"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/trust"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
 func bundles() *cobra.Command {
@@ -43,8 +44,8 @@ func bundles() *cobra.Command {
 			if err := trust.ReplaceFile(out, b.Bytes(), 0o644); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes, targets %d, valid until %s (%s)\npolicy %s\nOn the server: stopgap-agent apply --bundle FILE --host ..., the first time with --policy and the line above, told apart from the file.\n",
-				out, b.Len(), st.Versions.Targets, st.Expires.Format(time.DateOnly), st.ExpiresFirst, d.Identity())
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes, policy %s, targets %d, valid until %s (%s)\npin %x-%d\nOn the server: stopgap-agent apply --bundle FILE --host ..., the first time with --pin, told to its administrator by another way than the file.\n",
+				out, b.Len(), d.Identity()[:8], st.Versions.Targets, st.Expires.Format(time.DateOnly), st.ExpiresFirst, tufpolicy.RootFingerprint(st.Root), st.Versions.Targets)
 			return nil
 		},
 	}

@@ -219,14 +219,25 @@ func TestInspectTellsDisabledAlteredForeignAndAbsent(t *testing.T) {
 func FuzzRenderStrip(f *testing.F) {
 	f.Add([]byte("<configuration>\n  <system.webServer/>\n</configuration>"))
 	f.Add([]byte("\xef\xbb\xbf<configuration><location inheritInChildApplications='false'></location></configuration>"))
-	frag := catalogueFragments(f)["M2"]
+	m1, m2 := catalogueFragments(f)["M1"], catalogueFragments(f)["M2"]
 	f.Fuzz(func(t *testing.T, data []byte) {
-		cur, err := Render(data, []Fragment{frag})
+		frags := []Fragment{m1, m2}
+		frags[0].Inside, frags[1].Inside = len(data)%2 == 0, len(data)%3 == 0
+		cur, err := Render(data, frags)
 		if err != nil {
 			return
 		}
-		if _, err := Strip(cur, data, []Fragment{frag}); err != nil {
+		got, err := Strip(cur, data, frags)
+		if err != nil {
 			t.Fatalf("rendered but can't be stripped: %v\n%s", err, cur)
+		}
+		for _, f := range frags {
+			if in, err := Inspect(data, f); err != nil || in.Standing != Absent {
+				return
+			}
+		}
+		if !bytes.Equal(got, data) {
+			t.Fatalf("not what it was:\n%q\nrendered\n%q\nstripped\n%q", data, cur, got)
 		}
 	})
 }
