@@ -154,6 +154,9 @@ func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 	}
 	j := &Journal{dir: dir, log: log}
 	path := filepath.Join(dir, File)
+	if _, err := os.Stat(path); err != nil && !repair {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
 	db, err := open(path)
 	if err != nil {
 		if errors.Is(err, bolterrors.ErrTimeout) {

@@ -3,6 +3,7 @@ package journal
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,6 +133,7 @@ func TestADamagedJournalIsSetAsideAndRebuiltFromThePlainCopies(t *testing.T) {
 			old, _ := j.Mark()
 			_ = j.Close()
 			damage(t, filepath.Join(dir, File))
+			onlyLooks(t, dir, name == "empty")
 			j = reopen(t, dir)
 			cs, err := j.Changes()
 			if err != nil || len(cs) != 1 || cs[0].Phase != Intended || cs[0].Prior.Service == nil {
@@ -148,6 +150,35 @@ func TestADamagedJournalIsSetAsideAndRebuiltFromThePlainCopies(t *testing.T) {
 				t.Errorf("set aside: %v, said: %v", aside, j.Notes())
 			}
 		})
+	}
+}
+
+// onlyLooks opens a copy of a journal for somebody who must not change it.
+func onlyLooks(t *testing.T, dir string, fine bool) {
+	t.Helper()
+	left, err := os.ReadFile(filepath.Join(dir, File))
+	copied := t.TempDir()
+	if err == nil {
+		err = os.WriteFile(filepath.Join(copied, File), left, 0o600)
+	}
+	if fine && errors.Is(err, fs.ErrNotExist) {
+		if _, err := OpenIntact(copied, hclog.NewNullLogger()); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("who only looks makes a journal: %v", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j, err := OpenIntact(copied, hclog.NewNullLogger()); err == nil {
+		_ = j.Close()
+		t.Error("who only looks takes a damaged journal for a sound one")
+	} else if !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("who only looks is told %v", err)
+	}
+	now, err := os.ReadFile(filepath.Join(copied, File))
+	if err != nil || string(now) != string(left) {
+		t.Errorf("who only looks changed it: %v", err)
 	}
 }
 

@@ -389,7 +389,6 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 	return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "fixed", "%s", what), true
 }
 
-// inScope says whether a document is for this server. One that can't be read is: it is reported as such.
 // Released is the revision of a mitigation that a policy alone, with no assignment, releases to a server: the newest that can be
 // read here and is for it, else the newest; 0 when none is allowed.
 func Released(p *policy.Policy, f *stopgapv1.Facts, id string) uint32 {
@@ -407,6 +406,7 @@ func Released(p *policy.Policy, f *stopgapv1.Facts, id string) uint32 {
 	return best
 }
 
+// inScope says whether a document is for this server. One that can't be read is: it is reported as such.
 func (v View) inScope(r *policy.Revision) bool {
 	if r.Document == nil {
 		return true

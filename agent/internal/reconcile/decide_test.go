@@ -107,3 +107,41 @@ func TestAnAssignmentWaitsForItsPolicyAndAPolicyThatEndedAppliesNothingNew(t *te
 		t.Errorf("what is in force: %+v", d)
 	}
 }
+
+func TestAControllersWordOfBeforeABundleDoesNotUndoIt(t *testing.T) {
+	t.Parallel()
+	for name, item := range map[string]*stopgapv1.AssignmentItem{"off": {Revision: 2, Revert: true}, "the one before": {Revision: 1}} {
+		v := view(2, time.Hour, "", item)
+		v.Policy.Source, v.Assignment.PolicyVersion = policy.SourceBundle, 6
+		if d := Decide(v)[0]; d.Want != Apply || d.Revision != 2 {
+			t.Errorf("%s, said before: %+v", name, d)
+		}
+		v.Policy.Source = policy.SourceController
+		if d := Decide(v)[0]; d.Want == Apply && d.Revision == 2 {
+			t.Errorf("%s, said by the controller whose policy it is: %+v", name, d)
+		}
+	}
+}
+
+func TestABundleReleasesTheNewestRevisionThatIsForTheServer(t *testing.T) {
+	t.Parallel()
+	v := view(0, 0, "", nil)
+	if n := Released(v.Policy, v.Facts, "M1"); n != 2 {
+		t.Errorf("both fit: %d", n)
+	}
+	if n := Released(v.Policy, v.Facts, "M2"); n != 0 {
+		t.Errorf("not in policy: %d", n)
+	}
+	v.Policy.Revisions["M1"][2].Document.AppliesTo.Roles = []stopgapv1.Role{stopgapv1.Role_ROLE_EDGE}
+	if n := Released(v.Policy, v.Facts, "M1"); n != 1 {
+		t.Errorf("the newest is for another role: %d", n)
+	}
+	v.Policy.Revisions["M1"][2].Document = nil
+	if n := Released(v.Policy, v.Facts, "M1"); n != 1 {
+		t.Errorf("the newest can't be read: %d", n)
+	}
+	v.Policy.Revisions["M1"][1].Document = nil
+	if n := Released(v.Policy, v.Facts, "M1"); n != 2 {
+		t.Errorf("none can be read: %d", n)
+	}
+}

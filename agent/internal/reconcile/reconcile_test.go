@@ -387,6 +387,27 @@ func TestBlockFreezeAndServicing(t *testing.T) {
 	g.same(before)
 }
 
+func TestWhatIsInForceComesOffAlsoWhenTheConfigurationBecameSharedMeanwhile(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU23, Host: "EX01"})
+	before := g.snapshot()
+	g.publish("M1")
+	g.pass()
+	g.expect("M1", applied, "applied")
+	file := filepath.Join(g.dir, "C/Windows/System32/inetsrv/config/redirection.config")
+	if err := os.WriteFile(file, []byte(`<configuration><configurationRedirection enabled="true" path="x"/></configuration>`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clear(g.targets)
+	g.release(false)
+	g.pass()
+	g.expect("M1", reverted, "withdrawn")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	g.same(before)
+}
+
 func TestANewRevisionReplacesTheOldInOneWrite(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU23, Host: "EX01"})
