@@ -149,14 +149,14 @@ func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	j := &Journal{dir: dir, log: log}
 	path := filepath.Join(dir, File)
 	if _, err := os.Stat(path); err != nil && !repair {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	j := &Journal{dir: dir, log: log}
 	db, err := open(path)
 	if err != nil {
 		if errors.Is(err, bolterrors.ErrTimeout) {
