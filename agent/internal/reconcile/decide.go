@@ -213,7 +213,10 @@ const (
 	codePolicyExpired = "policy-expired"
 )
 
-const codeControllerRevert = "controller-revert"
+const (
+	codeControllerRevert = "controller-revert"
+	codeFixed            = "fixed"
+)
 
 // completedAfter is how long a revision has to have been in force on this server for its rollout to have completed here, by
 // the agent's own record: a controller can't stretch it.
@@ -384,9 +387,9 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 	}
 	if inForce > 0 {
 		d.Want = Remove
-		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "fixed", "%s; %s was taken off", what, ref), true
+		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, codeFixed, "%s; %s was taken off", what, ref), true
 	}
-	return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "fixed", "%s", what), true
+	return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, codeFixed, "%s", what), true
 }
 
 // Released is the revision of a mitigation that a policy alone, with no assignment, releases to a server: the newest that can be

@@ -83,6 +83,34 @@ func (p *pass) step(ref host.Ref, c *journal.Change) (step, error) {
 	return step{ref: ref, action: a, file: spec.GetUrlRewrite() != nil, record: c}, err
 }
 
+// foreignLeft looks on a server that is fixed for rules that do what a mitigation does and are not ours to take off.
+func (p *pass) foreignLeft(ctx context.Context, d Decision) {
+	rev := p.r.cfg.Policy().Revisions[d.ID][d.Revision]
+	if rev == nil || rev.Document == nil {
+		return
+	}
+	for _, spec := range rev.Document.GetActions() {
+		if spec.GetUrlRewrite() == nil {
+			continue
+		}
+		a, err := p.host.Action(host.Ref{Mitigation: d.ID, Revision: d.Revision, Action: spec.GetId()}, spec)
+		if err != nil {
+			continue
+		}
+		plan, err := a.Plan(ctx)
+		if err != nil || plan.Now.Standing != host.Foreign { // nothing is done here: what can't be read is no finding
+			continue
+		}
+		for _, e := range plan.Now.Evidence {
+			const code = "foreign-rule-left"
+			if p.alarms[code] != "" {
+				p.alarms[code] += "; "
+			}
+			p.alarms[code] += fmt.Sprintf("%s is fixed by the build, and %s still has a rule that does the same; it is not ours: take it off by hand", d.ID, e.GetSubject())
+		}
+	}
+}
+
 func (p *pass) planApply(ctx context.Context, w *work) {
 	foreign, ours := 0, 0
 	for _, spec := range w.Doc.GetActions() {

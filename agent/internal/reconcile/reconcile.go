@@ -255,6 +255,9 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 		if d.Alarm != "" {
 			p.alarms[d.Alarm] = fmt.Sprintf("build %s is of a newer cumulative update than the fixed-builds table knows", p.facts.GetExchangeBuild())
 		}
+		if d.Code == codeFixed && d.Want == Leave {
+			p.foreignLeft(ctx, d)
+		}
 		if b, ok := r.retry[d.ID]; ok && p.now.Before(b.next) && d.Want == b.want && d.Revision == b.revision {
 			w.Want, w.waiting = Leave, true
 			continue

@@ -547,6 +547,36 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 	}
 }
 
+func TestOnAFixedServerSomebodyElsesRuleIsSaidAndLeft(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU15, Host: "EX01"})
+	file := filepath.Join(g.dir, "C/inetpub/wwwroot/web.config")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := `<system.webServer><rewrite><rules><rule name="PowerShell - inbound" patternSyntax="ECMAScript"><match url=".*" /><conditions>` +
+		`<add input="{UrlDecode:{REQUEST_URI}}" pattern="(?=.*autodiscover)(?=.*powershell)" ignoreCase="true" /></conditions><action type="AbortRequest" /></rule></rules></rewrite></system.webServer></configuration>`
+	if err := os.WriteFile(file, []byte(strings.Replace(string(data), "</configuration>", rule, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := g.snapshot()
+	g.publish("M1")
+	g.release(true)
+	g.pass()
+	g.expect("M1", notApplicable, "fixed")
+	told := ""
+	for _, h := range g.r.Health() {
+		if h.GetCode() == "foreign-rule-left" {
+			told = h.GetText()
+		}
+	}
+	if !strings.Contains(told, "wwwroot/web.config still has a rule that does the same") {
+		t.Errorf("told: %q", told)
+	}
+	g.same(before)
+}
+
 func TestWhoIsFixedLosesItAndWhoMayStillServeANeighbourKeepsIt(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU15, Host: "EX01"})
