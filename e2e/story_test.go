@@ -15,6 +15,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/procs"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 )
@@ -269,12 +270,22 @@ func TestARestoredControllerLosesNoProtectionAndGetsEveryOutcomeAgain(t *testing
 	copyDir(t, r.data, backup)
 	r.start()
 	r.publish(catalogue(t, "M1")...)
+	published := time.Now()
 	r.expect(n, "M1", applied, "")
 	r.stop()
 	if err := os.RemoveAll(r.data); err != nil {
 		t.Fatal(err)
 	}
 	copyDir(t, backup, r.data)
+	// Versions count by the clock, in seconds, and once for each of the few signatures so far: a backup is older than that.
+	if err := procs.Wait(t.Context(), time.Minute, func() error {
+		if time.Since(published) < 5*time.Second {
+			return errors.New("too early")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	r.start()
 	r.connected(n)
 	r.warned(n, "ahead-of-controller")
