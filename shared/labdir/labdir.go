@@ -4,7 +4,7 @@
 //	DIR/server.json                                                    facts: build, roles, organisation, ...
 //	DIR/services.json                                                  Windows services: start type, state
 //	DIR/apppools.json                                                  running state of the application pools
-//	DIR/servicing                                                      exists while "Exchange is being updated"
+//	DIR/servicing, DIR/servicing.SIGN                                  exists while "Exchange is being updated" (Signs)
 //	DIR/C/Windows/System32/inetsrv/config/applicationHost.config       IIS: sites, applications, pools
 //	DIR/C/Windows/System32/inetsrv/config/redirection.config           exists where that configuration may be shared
 //	DIR/C/inetpub/wwwroot/web.config                                   Default Web Site
@@ -246,10 +246,32 @@ func update[T any](d Dir, file string, read func() (map[string]T, error), change
 	return d.write(file, m)
 }
 
-// Servicing says whether the lab server plays an installation of Exchange.
+// Signs are by what a server shows that Exchange is being installed or updated; on a lab server each is a file
+// "servicing.SIGN". The plain file "servicing" stands for any of them.
+var Signs = []string{
+	"exsetup",       // ExSetup.exe or ExSetupUI.exe runs
+	"msiexec",       // msiexec applies an update of Exchange
+	"watermark",     // setup left its mark in the registry
+	"service-state", // the update's record of the services it stopped
+}
+
+// webService is IIS's own service: setup disables it while it works.
+const webService = "W3SVC"
+
+// Servicing says whether the lab server plays an installation of Exchange: by the file, by one of Signs, or by W3SVC being
+// disabled.
 func (d Dir) Servicing() bool {
-	_, err := os.Stat(filepath.Join(string(d), ServicingFile))
-	return err == nil
+	for _, name := range append([]string{""}, Signs...) {
+		file := ServicingFile
+		if name != "" {
+			file += "." + name
+		}
+		if _, err := os.Stat(filepath.Join(string(d), file)); err == nil {
+			return true
+		}
+	}
+	services, err := d.Services()
+	return err == nil && services[webService].StartType == StartDisabled
 }
 
 // SetServicing starts or ends it.

@@ -547,6 +547,53 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 	}
 }
 
+func TestBySignsOfServicingNothingIsTouched(t *testing.T) {
+	t.Parallel()
+	web := func(start string) func(d labdir.Dir) error {
+		return func(d labdir.Dir) error {
+			return d.UpdateServices(func(m map[string]labdir.Service) error {
+				s := m["W3SVC"]
+				s.StartType = start
+				m["W3SVC"] = s
+				return nil
+			})
+		}
+	}
+	type sign struct{ begin, end func(d labdir.Dir) error }
+	signs := map[string]sign{"W3SVC disabled": {web(labdir.StartDisabled), web(labdir.StartAutomatic)}}
+	for _, s := range labdir.Signs {
+		file := func(d labdir.Dir) string { return filepath.Join(string(d), labdir.ServicingFile+"."+s) }
+		signs[s] = sign{
+			func(d labdir.Dir) error { return os.WriteFile(file(d), nil, 0o600) },
+			func(d labdir.Dir) error { return os.Remove(file(d)) },
+		}
+	}
+	for name, s := range signs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU23, Host: "EX01"})
+			before := g.snapshot()
+			g.publish("M1")
+			if err := s.begin(labdir.Dir(g.dir)); err != nil {
+				t.Fatal(err)
+			}
+			g.pass()
+			g.expect("M1", pending, "servicing")
+			after := g.snapshot()
+			for p, h := range before {
+				if strings.HasSuffix(p, ".config") && after[p] != h {
+					t.Errorf("%s was touched", p)
+				}
+			}
+			if err := s.end(labdir.Dir(g.dir)); err != nil {
+				t.Fatal(err)
+			}
+			g.pass()
+			g.expect("M1", applied, "applied")
+		})
+	}
+}
+
 func TestOnAFixedServerSomebodyElsesRuleIsSaidAndLeft(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU15, Host: "EX01"})

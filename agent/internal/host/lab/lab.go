@@ -294,8 +294,10 @@ func (h *Host) Watch(ctx context.Context, dirs []string, changed func()) error {
 
 func relevant(name string) bool {
 	switch b := strings.ToLower(filepath.Base(name)); b {
-	case "web.config", "applicationhost.config", labdir.ServerFile, labdir.ServicesFile, labdir.PoolsFile, labdir.ServicingFile:
+	case "web.config", "applicationhost.config", labdir.ServerFile, labdir.ServicesFile, labdir.PoolsFile, labdir.ServicingFile,
+		"redirection.config":
 		return true
+	default:
+		return strings.HasPrefix(b, labdir.ServicingFile+".") // a sign of servicing
 	}
-	return false
 }
