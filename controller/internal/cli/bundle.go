@@ -45,7 +45,7 @@ func bundles() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes, policy %s, targets %d, valid until %s (%s)\npin %x-%d\nOn the server: stopgap-agent apply --bundle FILE --host ..., the first time with --pin, told to its administrator by another way than the file.\n",
-				out, b.Len(), d.Identity()[:8], st.Versions.Targets, st.Expires.Format(time.DateOnly), st.ExpiresFirst, tufpolicy.RootFingerprint(st.Root), st.Versions.Targets)
+				out, b.Len(), d.Identity(), st.Versions.Targets, st.Expires.Format(time.DateOnly), st.ExpiresFirst, tufpolicy.RootFingerprint(st.Root), st.Versions.Targets)
 			return nil
 		},
 	}
