@@ -86,6 +86,16 @@ windows: ## build the agent for Windows
 	@mkdir -p bin
 	GOOS=windows GOARCH=amd64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/stopgap-agent.exe ./agent/cmd/stopgap-agent
 
+VERSION = $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' shared/version.go)
+
+.PHONY: msi
+msi: windows ## the agent's MSI into bin/; SIGN_CERT and SIGN_KEY (PEM) sign it
+	@deploy/windows/msi.sh bin/stopgap-agent.exe $(VERSION) bin/stopgap-agent-$(VERSION).msi
+
+.PHONY: test-windows
+test-windows: ## the agent that ships, under Wine: MSI, service, mitigations, SIGKILL, upgrade, uninstall (installs Wine as root)
+	@e2e/wine/run.sh
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin .tools .demo .bench

@@ -20,8 +20,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/agent/internal/event"
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/host/lab"
+	"github.com/stopgap-em/stopgap/agent/internal/host/windows"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/localapi"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
@@ -39,7 +41,7 @@ import (
 type Config struct {
 	// StateDir holds the journal, the plain copies of original values, UNDO.txt, and the local API's socket.
 	StateDir string
-	// Host is the server to look after: "lab:DIR" for a lab server. ("windows" comes with the Windows agent.)
+	// Host is the server to look after: "windows" for this one, "lab:DIR" for a lab server.
 	Host string
 	// Controller is its address, host:port.
 	Controller string
@@ -57,6 +59,8 @@ type Config struct {
 	ReconcileInterval time.Duration
 	// Dialer replaces the network; nil: TCP. For a proxy, or a network in a test.
 	Dialer func(ctx context.Context, addr string) (net.Conn, error)
+	// Events is told what happens; nil: nobody.
+	Events *event.Teller
 	Logger hclog.Logger
 }
 
@@ -79,18 +83,15 @@ type Agent struct {
 	notes map[string]*stopgapv1.Health // raised here, not by the reconciler
 }
 
-// ErrWindowsHost is returned for Host "windows" on a build that has no such driver.
-var ErrWindowsHost = errors.New("agent: host \"windows\" is not in this version; use lab:DIR")
-
-// OpenHost opens a host driver by Config.Host.
-func OpenHost(spec string) (host.Driver, error) {
+// OpenHost opens a host driver by Config.Host. stateDir is the agent's, for what a driver keeps.
+func OpenHost(spec, stateDir string) (host.Driver, error) {
 	if dir, ok := strings.CutPrefix(spec, "lab:"); ok {
 		return lab.Open(dir)
 	}
 	if spec == "windows" {
-		return nil, ErrWindowsHost
+		return windows.Open(stateDir)
 	}
-	return nil, fmt.Errorf("agent: host %q is not known; want lab:DIR", spec)
+	return nil, fmt.Errorf("agent: host %q is not known; want windows, or lab:DIR", spec)
 }
 
 // New opens the journal and makes an agent. Nothing runs before Run; Close releases the journal if Run is never called.
@@ -124,7 +125,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.instance = hex.EncodeToString(b[:])
-	if a.driver, err = OpenHost(cfg.Host); err != nil {
+	if a.driver, err = OpenHost(cfg.Host, cfg.StateDir); err != nil {
 		return nil, err
 	}
 	if a.journal, err = journal.Open(cfg.StateDir, cfg.Logger.Named("journal")); err != nil {
@@ -140,6 +141,7 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) build() error {
 	for _, n := range a.journal.Notes() {
 		a.raise("journal-damaged", n)
+		a.cfg.Events.Tell(event.Damaged, "The agent's journal: %s", n)
 	}
 	machine := ""
 	if f, err := a.driver.Facts(context.Background()); err == nil {
@@ -157,6 +159,7 @@ func (a *Agent) build() error {
 		Driver: a.driver, Journal: a.journal, Policy: a.policy.Load, Interval: a.cfg.ReconcileInterval,
 		Reported:     func() { a.uplink.Wake() },
 		FactsChanged: func(*stopgapv1.Facts) { a.uplink.Wake() },
+		Told:         a.cfg.Events.Outcome,
 		Logger:       a.log.Named("reconcile"),
 	})
 	if err != nil {
@@ -242,6 +245,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	return task.Run(ctx,
 		a.reconcile.Run,
 		a.uplink.Run,
+		a.watchController,
 		func(ctx context.Context) error {
 			return a.creds.run(ctx, a.uplink, a.set, a.log.Named("identity"))
 		},
@@ -249,6 +253,38 @@ func (a *Agent) Run(ctx context.Context) error {
 			return localapi.Serve(ctx, ln, (*local)(a), a.log.Named("localapi"))
 		},
 	)
+}
+
+// The controller is lost when no stream has stood for this long: a restart of it is no event.
+const (
+	lostAfter = 2 * time.Minute
+	lostPoll  = 10 * time.Second
+)
+
+// watchController tells when the controller is lost and found.
+func (a *Agent) watchController(ctx context.Context) error {
+	tick := time.NewTicker(lostPoll)
+	defer tick.Stop()
+	last, lost := time.Now(), false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch s := a.uplink.Status(); {
+		case s.Connected:
+			last = time.Now()
+			if lost {
+				lost = false
+				a.cfg.Events.Tell(event.ControllerFound, "The agent is connected to %s again.", a.cfg.Controller)
+			}
+		case !lost && time.Since(last) > lostAfter:
+			lost = true
+			a.cfg.Events.Tell(event.ControllerLost, "The agent has no stream to %s: %s. What is applied stays and is repaired; the policy is asked for hourly. `stopgap-agent check` shows where the way ends.",
+				a.cfg.Controller, s.LastError)
+		}
+	}
 }
 
 // raise adds a standing warning.
@@ -418,6 +454,7 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 	permanent := errors.As(err, &ref) && !ref.Retry || errors.Is(err, tufpolicy.ErrNoRoot)
 	h.log.Error("policy refused; what is held stays", "timestamp", u.GetTimestampVersion(), "held", held.Versions.Targets, "error", err)
 	why := cut(err.Error(), 1<<10)
+	h.cfg.Events.Tell(event.PolicyRefused, "A policy update was refused; what is held (version %d) stays. %s", held.Versions.Targets, why)
 	if permanent {
 		held.Attempted, held.AttemptedError, held.RefusedAt = u.GetTimestampVersion(), why, time.Now().UTC()
 		h.mu.Lock()

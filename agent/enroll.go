@@ -92,7 +92,7 @@ func Enroll(ctx context.Context, cfg EnrollConfig) (string, error) {
 	if err := checkIdentity(token, resp, key); err != nil {
 		return "", fmt.Errorf("enroll: what the controller sent is not to be believed: %w", err)
 	}
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+	if err := trust.MakePrivateDir(cfg.StateDir); err != nil {
 		return "", err
 	}
 	if err := anchor.Write(cfg.StateDir); err != nil {
@@ -105,7 +105,7 @@ func Enroll(ctx context.Context, cfg EnrollConfig) (string, error) {
 func (cfg *EnrollConfig) describe(ctx context.Context) (string, error) {
 	machine := ""
 	if cfg.Host != "" {
-		d, err := OpenHost(cfg.Host)
+		d, err := OpenHost(cfg.Host, cfg.StateDir)
 		if err != nil {
 			return "", err
 		}
@@ -228,7 +228,7 @@ func checkCertificate(der []byte, roots *x509.CertPool, key *ecdsa.PrivateKey, i
 // install puts a new credential directory in place of the old one, which is gone only when the new one is there.
 func install(dir string, resp *stopgapv1.EnrollResponse, key *ecdsa.PrivateKey) error {
 	next, old := dir+".new", dir+".old"
-	if err := errors.Join(os.RemoveAll(next), os.RemoveAll(old)); err != nil {
+	if err := errors.Join(trust.RemoveCredentials(next), trust.RemoveCredentials(old)); err != nil {
 		return err
 	}
 	if err := trust.WriteCredentials(next, resp.GetCa(), resp.GetCertificate(), key); err != nil {
@@ -240,5 +240,5 @@ func install(dir string, resp *stopgapv1.EnrollResponse, key *ecdsa.PrivateKey) 
 	if err := os.Rename(next, dir); err != nil {
 		return err
 	}
-	return os.RemoveAll(old)
+	return trust.RemoveCredentials(old)
 }

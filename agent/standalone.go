@@ -39,7 +39,7 @@ func OpenStandalone(ctx context.Context, stateDir, hostSpec string, create bool,
 	if _, err := os.Stat(stateDir); err != nil && !create {
 		return nil, fmt.Errorf("agent: state directory: %w", err)
 	}
-	d, err := OpenHost(hostSpec)
+	d, err := OpenHost(hostSpec, stateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -276,4 +276,23 @@ func PanicRevert(ctx context.Context, stateDir, hostSpec string, log hclog.Logge
 		return nil, err
 	}
 	return reconcile.PanicRevert(ctx, s.driver, s.journal)
+}
+
+// Uninstall ends the look after a server whose agent does not run: with revert it takes off everything that the journal knows of, and
+// says what; without, it says what stays. State is kept. An error means that not everything could be taken off.
+func Uninstall(ctx context.Context, stateDir, hostSpec string, revert bool, log hclog.Logger) ([]string, error) {
+	if !revert {
+		s, err := OpenStored(stateDir, log)
+		if err != nil {
+			return nil, err
+		}
+		r, err := frozenResponse(s.journal, false)
+		return r.GetInForce(), errors.Join(err, s.Close())
+	}
+	s, err := OpenStandalone(ctx, stateDir, hostSpec, false, log)
+	if err != nil {
+		return nil, err
+	}
+	done, err := reconcile.PanicRevert(ctx, s.driver, s.journal)
+	return done, errors.Join(err, s.Close())
 }

@@ -139,7 +139,11 @@ func Make(dir string, s Spec) error {
 			}
 		}
 		for _, n := range names {
-			m[n] = run
+			s := run
+			if n == "MSExchangeTransport" || n == "MSExchangeIS" || n == "MSExchangeUM" {
+				s.DependsOn = []string{"MSExchangeADTopology"}
+			}
+			m[n] = s
 		}
 		return nil
 	}); err != nil {

@@ -23,6 +23,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
 // Names of the files in a lab server's directory.
@@ -161,38 +163,13 @@ func (d Dir) WebConfig(dir string) ([]byte, string, error) {
 	return data, name, err
 }
 
-// maxEntries bounds a walk below one directory; the front end of an Exchange server has some ten thousand files.
-const maxEntries = 200_000
-
 // WebConfigsBelow lists the directories below a physical directory that have a web.config, as Windows paths.
 func (d Dir) WebConfigsBelow(dir string) ([]string, error) {
-	dir = strings.TrimRight(dir, `\/`)
-	root, err := d.Path(dir)
+	root, err := d.Path(strings.TrimRight(dir, `\/`))
 	if err != nil {
 		return nil, err
 	}
-	var out []string
-	seen := 0
-	err = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
-		if err != nil {
-			if e != nil && e.IsDir() && p != root {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if seen++; seen > maxEntries {
-			return fmt.Errorf("%s: more than %d files", root, maxEntries)
-		}
-		if parent := filepath.Dir(p); !e.IsDir() && parent != root && strings.EqualFold(e.Name(), "web.config") {
-			rel, err := filepath.Rel(root, parent)
-			if err != nil {
-				return err
-			}
-			out = append(out, dir+`\`+strings.ReplaceAll(rel, string(filepath.Separator), `\`))
-		}
-		return nil
-	})
-	return out, err
+	return iisconfig.WebConfigsBelow(root, dir)
 }
 
 // Server reads server.json.

@@ -30,6 +30,9 @@ const (
 	CallTimeout = 30 * time.Second
 )
 
+// TimeHeader is the header of a stream that carries the controller's clock, RFC 3339.
+const TimeHeader = "stopgap-time"
+
 // Heartbeats, over and above HTTP/2 pings, which a proxy answers by itself. Three missed ones end the stream: 45 s.
 const (
 	HeartbeatInterval = 15 * time.Second

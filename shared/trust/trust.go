@@ -99,11 +99,8 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	if err != nil {
 		return errors.New("credentials: the key can't be encoded")
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := private(dir); err != nil {
-		return fmt.Errorf("credentials: %s can't be kept from others: %w", dir, err)
+	if err := MakePrivateDir(dir); err != nil {
+		return fmt.Errorf("credentials: %w", err)
 	}
 	if _, err := os.Lstat(filepath.Join(dir, KeyFile)); err == nil {
 		return fmt.Errorf("credentials: %s holds a key already; nothing was overwritten", dir)
@@ -113,6 +110,21 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	}
 	return ReplaceFile(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 }
+
+// MakePrivateDir makes a directory, where it is not there, that nobody but its owner (on Windows: SYSTEM and Administrators) can look
+// into.
+func MakePrivateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := private(dir); err != nil {
+		return fmt.Errorf("%s can't be kept from others: %w", dir, err)
+	}
+	return nil
+}
+
+// WritePrivate replaces a file in one step that nobody but its owner (on Windows: SYSTEM and Administrators) can read.
+func WritePrivate(name string, data []byte) error { return ReplaceFile(name, data, 0o600) }
 
 // ReplaceCertificates replaces ca.pem and cert.pem of a credential directory, each in one step. The CA goes first: with it
 // alone the old certificate still works.
@@ -147,6 +159,23 @@ func ReplaceFile(name string, data []byte, mode os.FileMode) error {
 		_ = os.Remove(tmp.Name())
 	}
 	return err
+}
+
+// RemoveCredentials removes a credential directory and nothing else: what is not of one stays, and so does the directory then.
+func RemoveCredentials(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, ".new-*"))
+	if err != nil {
+		return err
+	}
+	for _, n := range []string{KeyFile, CertFile, CAFile} {
+		left = append(left, filepath.Join(dir, n))
+	}
+	for _, p := range append(left, dir) {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Backdate is how long before its issue a certificate begins: clocks differ.

@@ -22,7 +22,6 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
-	"github.com/stopgap-em/stopgap/shared/logging"
 )
 
 // Main runs stopgap-agent.
@@ -35,6 +34,22 @@ func defaultState() string {
 		return filepath.Join(os.Getenv("ProgramData"), "Stopgap")
 	}
 	return "/var/lib/stopgap-agent"
+}
+
+// defaultHost is this machine, where it is one that can be looked after.
+func defaultHost() string {
+	if runtime.GOOS == "windows" {
+		return "windows"
+	}
+	return ""
+}
+
+// hostFlag adds --host; it must be given where there is no default.
+func hostFlag(c *cobra.Command, to *string) {
+	c.Flags().StringVar(to, "host", defaultHost(), "server to look after: windows, or lab:DIR")
+	if defaultHost() == "" {
+		_ = c.MarkFlagRequired("host")
+	}
 }
 
 type options struct {
@@ -52,45 +67,8 @@ func root(stderr io.Writer) *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.PersistentFlags().StringVar(&o.state, "state", defaultState(), "state directory: journal, UNDO.txt, local API")
-	c.AddCommand(run(o, stderr), enroll(o), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), apply(o, stderr), revert(o, stderr), panicRevert(o, stderr))
-	return c
-}
-
-func run(o *options, stderr io.Writer) *cobra.Command {
-	cfg := agent.Config{}
-	var level, format string
-	c := &cobra.Command{
-		Use:   "run",
-		Short: "Run the agent",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := logging.New("stopgap-agent", level, format, stderr)
-			if err != nil {
-				return fmt.Errorf("%w: %w", clirun.ErrUsage, err)
-			}
-			cfg.StateDir, cfg.Logger = o.state, log
-			a, err := agent.New(cfg)
-			if err != nil {
-				return err
-			}
-			return a.Run(cmd.Context())
-		},
-	}
-	f := c.Flags()
-	f.StringVar(&cfg.Controller, "controller", "", "controller address, host:port")
-	f.StringVar(&cfg.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
-	f.StringVar(&cfg.Host, "host", "", "server to look after: lab:DIR")
-	f.StringVar(&cfg.Credentials, "credentials", "", "directory of ca.pem, cert.pem, key.pem (default STATE/credentials)")
-	f.StringVar(&cfg.Name, "name", "", "label for people (default: the name in the certificate)")
-	f.DurationVar(&cfg.PullInterval, "pull-interval", 0, "time between pulls while no stream stands (default 1h)")
-	f.DurationVar(&cfg.RetryMin, "retry-min", 0, "first bound of the wait before connecting again, which is anything between 0 and it (default 2s)")
-	f.DurationVar(&cfg.RetryMax, "retry-max", 0, "what that bound doubles up to (default 2m)")
-	f.DurationVar(&cfg.ReconcileInterval, "reconcile-interval", 0, "time between looks at the server without an event (default 1m)")
-	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn, error, off")
-	f.StringVar(&format, "log-format", "text", "text or json")
-	for _, n := range []string{"controller", "host"} {
-		_ = c.MarkFlagRequired(n)
-	}
+	c.AddCommand(run(o, stderr), enroll(o), status(o), block(o), unblock(o), freeze(o, "disable", true), freeze(o, "enable", false), apply(o, stderr), revert(o, stderr), panicRevert(o, stderr),
+		install(o), uninstall(o, stderr), check(o))
 	return c
 }
 
@@ -126,7 +104,7 @@ func enroll(o *options) *cobra.Command {
 	f.StringVar(&cfg.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
 	f.StringVar(&cfg.Token, "token", "", "the token of `stopgap token create`")
 	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
-	f.StringVar(&cfg.Host, "host", "", "server to look after: lab:DIR; its machine id is bound to the identity")
+	f.StringVar(&cfg.Host, "host", defaultHost(), "server to look after: windows, or lab:DIR; its machine id is bound to the identity")
 	f.StringVar(&cfg.Name, "name", "", "label for people (default: the server's host name)")
 	f.BoolVar(&cfg.Again, "again", false, "replace the identity that is there, with a token of `stopgap agents reenroll`; journal, root and version floors stay")
 	f.BoolVar(&cfg.NewRoot, "new-root", false, "trust the token's policy root instead of the one held: for a fleet whose root keys were lost")

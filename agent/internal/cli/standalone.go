@@ -93,11 +93,9 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&file, "bundle", "", "the bundle")
 	f.StringVar(&pin, "pin", "", "what `stopgap bundle` printed; needed the first time, and to come by another way than the bundle")
-	f.StringVar(&o.host, "host", "", "server to look after: lab:DIR")
+	hostFlag(c, &o.host)
 	f.VarP(&format, "output", "o", "table, json, csv or yaml")
-	for _, n := range []string{"bundle", "host"} {
-		_ = c.MarkFlagRequired(n)
-	}
+	_ = c.MarkFlagRequired("bundle")
 	return c
 }
 
@@ -150,10 +148,8 @@ func revert(o *options, stderr io.Writer) *cobra.Command {
 	f.StringVar(&id, "id", "", "the mitigation")
 	f.BoolVar(&block, "block", false, "and never apply it here again, until `unblock`")
 	f.StringVar(&reason, "reason", "", "why; shown to the operators")
-	f.StringVar(&o.host, "host", "", "server to look after: lab:DIR")
-	for _, n := range []string{"id", "host"} {
-		_ = c.MarkFlagRequired(n)
-	}
+	hostFlag(c, &o.host)
+	_ = c.MarkFlagRequired("id")
 	return c
 }
 
@@ -183,7 +179,6 @@ func panicRevert(o *options, stderr io.Writer) *cobra.Command {
 			return nil
 		},
 	}
-	c.Flags().StringVar(&o.host, "host", "", "server to look after: lab:DIR")
-	_ = c.MarkFlagRequired("host")
+	hostFlag(c, &o.host)
 	return c
 }

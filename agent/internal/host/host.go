@@ -29,10 +29,16 @@ type Driver interface {
 	// ReplaceWebConfig replaces a web.config atomically, keeping owner and mode. ErrChanged when it is not old any more;
 	// the file is untouched after any error.
 	ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error
+	// CheckConfig asks IIS itself whether it can read the rewrite sections of an application ("Default Web Site/owa"), after
+	// its web.config was replaced. nil where there is no IIS to ask.
+	CheckConfig(ctx context.Context, app string) error
 	// Service reads a Windows service. A service that does not exist is Present false, not an error.
 	Service(ctx context.Context, name string) (Service, error)
 	// SetService brings a service to a start type and state and waits until it is there.
 	SetService(ctx context.Context, name string, want Service) error
+	// Dependents lists the running services that depend on a service, directly or not, in the order in which they are to be
+	// stopped. SetService stops them before the service itself.
+	Dependents(ctx context.Context, name string) ([]string, error)
 	// Pool reads an application pool. A pool that does not exist is Present false.
 	Pool(ctx context.Context, name string) (Pool, error)
 	// SetPool sets autoStart (nil: absent) and brings the pool to a state. Between the two a crash can fall: a pool is
@@ -65,6 +71,7 @@ func failf(code, format string, args ...any) *Error {
 // Service states and start types, as services.msc and the protocol write them.
 const (
 	StartDisabled  = "DISABLED"
+	StartManual    = "MANUAL"
 	StartAutomatic = "AUTOMATIC"
 	Running        = "RUNNING"
 	Stopped        = "STOPPED"
@@ -77,6 +84,11 @@ type Service struct {
 	StartType string `json:"startType,omitempty"` // AUTOMATIC, MANUAL, DISABLED
 	Delayed   bool   `json:"delayed,omitempty"`
 	State     string `json:"state,omitempty"` // RUNNING, STOPPED
+	// Recovery is the recovery actions as read, for the record: they are never set. "" where they can't be read.
+	Recovery string `json:"recovery,omitempty"`
+	// RecoverOnError: recovery actions are taken also when the service ends with an error, as it may when it is stopped. It is
+	// off while an action holds the service.
+	RecoverOnError bool `json:"recoverOnError,omitempty"`
 }
 
 // Pool is the state of an application pool.
@@ -98,7 +110,9 @@ func (r Ref) String() string { return fmt.Sprintf("%s@%d/%s", r.Mitigation, r.Re
 // Prior is what an action found before it changed anything; enough to undo it.
 type Prior struct {
 	Service *Service `json:"service,omitempty"`
-	Pool    *Pool    `json:"pool,omitempty"`
+	// Dependents ran, depend on the service, and were stopped with it, in this order.
+	Dependents []string `json:"dependents,omitempty"`
+	Pool       *Pool    `json:"pool,omitempty"`
 	// Files are the directories whose web.config was changed. Their bytes are in Originals.
 	Files []string `json:"files,omitempty"`
 }

@@ -368,8 +368,7 @@ func (p *Pass) flushFile(ctx context.Context, f *file) error {
 		}
 		err = p.d.ReplaceWebConfig(ctx, f.dir, f.disk, data)
 		if err == nil {
-			f.disk = data
-			return nil
+			return p.accepted(ctx, f, data)
 		}
 		if !errors.Is(err, ErrChanged) || try == flushTries {
 			code := "write-failed"
@@ -390,6 +389,31 @@ func (p *Pass) flushFile(ctx context.Context, f *file) error {
 			}
 		}
 	}
+}
+
+// accepted lets IIS itself read what was written, where something was put in, and puts the file back when it can't: a file that
+// IIS can't read answers 500.19 for the whole directory.
+func (p *Pass) accepted(ctx context.Context, f *file, data []byte) error {
+	was := f.disk
+	f.disk = data
+	if len(f.staged) == 0 || p.server == nil {
+		return nil
+	}
+	for _, app := range p.server.Readers(f.dir) {
+		if key(app.Dir) != key(f.dir) {
+			continue
+		}
+		err := p.d.CheckConfig(ctx, app.String())
+		if err == nil {
+			continue
+		}
+		if rerr := p.d.ReplaceWebConfig(ctx, f.dir, data, was); rerr != nil {
+			return failf("config-refused", "%v; and %s can't be put back: %v", err, f.name, rerr)
+		}
+		f.disk = was
+		return failf("config-refused", "%v; the file is as it was", err)
+	}
+	return nil
 }
 
 // original keeps what the file is without us, before it is written.

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"fmt"
+	"sort"
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -59,7 +60,17 @@ func (a *service) Plan(ctx context.Context) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return Plan{Now: f, Prior: Prior{Service: &s}, Touches: []string{"stops service " + a.spec.GetName()}}, nil
+	p := Plan{Now: f, Prior: Prior{Service: &s}, Touches: []string{"stops service " + a.spec.GetName()}}
+	if !s.Present || s.State == Stopped {
+		return p, nil
+	}
+	if p.Prior.Dependents, err = a.d.Dependents(ctx, a.spec.GetName()); err != nil {
+		return Plan{}, failf("service-unreadable", "what depends on service %s: %v", a.spec.GetName(), err)
+	}
+	for _, d := range p.Prior.Dependents {
+		p.Touches = append(p.Touches, "stops service "+d+", which depends on it")
+	}
+	return p, nil
 }
 
 // Apply implements Action.
@@ -68,7 +79,7 @@ func (a *service) Apply(ctx context.Context) error {
 	if err != nil || !s.Present || a.wanted(s) {
 		return wrapf("service-unreadable", err, "service %s", a.spec.GetName())
 	}
-	want := Service{Present: true, StartType: a.spec.GetStartType(), State: a.spec.GetState(), Delayed: s.Delayed}
+	want := Service{Present: true, StartType: a.spec.GetStartType(), State: a.spec.GetState(), Delayed: s.Delayed, Recovery: s.Recovery}
 	return wrapf("service-failed", a.d.SetService(ctx, a.spec.GetName(), want), "service %s", a.spec.GetName())
 }
 
@@ -96,10 +107,37 @@ func (a *service) Revert(ctx context.Context, prior Prior) error {
 	if err != nil {
 		return wrapf("service-unreadable", err, "service %s", a.spec.GetName())
 	}
-	if !s.Present || prior.Service == nil || !prior.Service.Present || s == *prior.Service || a.theirs(s, prior.Service) {
+	if !s.Present || prior.Service == nil || !prior.Service.Present || a.theirs(s, prior.Service) {
 		return nil
 	}
-	return wrapf("service-failed", a.d.SetService(ctx, a.spec.GetName(), *prior.Service), "service %s", a.spec.GetName())
+	if s != *prior.Service {
+		if err := a.d.SetService(ctx, a.spec.GetName(), *prior.Service); err != nil {
+			return wrapf("service-failed", err, "service %s", a.spec.GetName())
+		}
+	}
+	if prior.Service.State != Running {
+		return nil
+	}
+	return a.startDependents(ctx, prior.Dependents)
+}
+
+// startDependents starts again what was stopped with the service, last stopped first. One that is disabled now is somebody
+// else's, or held by another action.
+func (a *service) startDependents(ctx context.Context, names []string) error {
+	for i := len(names) - 1; i >= 0; i-- {
+		d, err := a.d.Service(ctx, names[i])
+		if err != nil {
+			return wrapf("service-unreadable", err, "service %s", names[i])
+		}
+		if !d.Present || d.State == Running || d.StartType == StartDisabled {
+			continue
+		}
+		d.State = Running
+		if err := a.d.SetService(ctx, names[i], d); err != nil {
+			return wrapf("service-failed", err, "service %s, which depends on %s", names[i], a.spec.GetName())
+		}
+	}
+	return nil
 }
 
 // VerifyReverted implements Action.
@@ -220,4 +258,25 @@ func (a *appPool) VerifyReverted(ctx context.Context, prior Prior) (string, erro
 		return "", nil
 	}
 	return fmt.Sprintf("application pool %s is still %s", a.spec.GetName(), p), nil
+}
+
+// StopOrder is the services that depend on one, directly or not, in the order in which they are to be stopped: none before
+// what depends on it. direct lists the running services that directly depend on one. A circle ends where it closes.
+func StopOrder(name string, direct func(name string) []string) []string {
+	var out []string
+	seen := map[string]bool{strings.ToLower(name): true}
+	var visit func(string)
+	visit = func(n string) {
+		next := direct(n)
+		sort.Strings(next)
+		for _, d := range next {
+			if !seen[strings.ToLower(d)] {
+				seen[strings.ToLower(d)] = true
+				visit(d)
+				out = append(out, d)
+			}
+		}
+	}
+	visit(name)
+	return out
 }

@@ -291,6 +291,9 @@ func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.
 			fmt.Fprintf(b, "   sc.exe config %s start= %s\r\n", k.Service.GetName(), start)
 			if s.State == "RUNNING" {
 				fmt.Fprintf(b, "   sc.exe start %s\r\n", k.Service.GetName())
+				for i := len(c.Prior.Dependents) - 1; i >= 0; i-- {
+					fmt.Fprintf(b, "   sc.exe start %s\r\n", c.Prior.Dependents[i])
+				}
 			}
 		}
 	case *stopgapv1.Action_AppPool:

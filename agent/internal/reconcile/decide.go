@@ -216,6 +216,7 @@ const (
 const (
 	codeControllerRevert = "controller-revert"
 	codeFixed            = "fixed"
+	codeUnsettled        = "build-unsettled"
 )
 
 // completedAfter is how long a revision has to have been in force on this server for its rollout to have completed here, by
@@ -372,6 +373,10 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 		out.Alarm = "unknown-build"
 		return out, true
 	case exchange.Fixed:
+	}
+	if v.Facts.GetUnsettled() != "" {
+		d.Alarm = codeUnsettled // what is loaded may still be the old code
+		return d, false
 	}
 	var what string
 	switch mitigation.RemoveWhen(doc.Mitigation) {

@@ -45,6 +45,8 @@ type Config struct {
 	Interval time.Duration
 	// Reported is called after a pass put outcomes into the outbox.
 	Reported func()
+	// Told, if set, is called with each outcome that a pass reported.
+	Told func(*stopgapv1.Outcome)
 	// FactsChanged is called when a pass read other facts than the one before.
 	FactsChanged func(*stopgapv1.Facts)
 	Logger       hclog.Logger
@@ -253,7 +255,7 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 		w := &work{Decision: d}
 		p.works = append(p.works, w)
 		if d.Alarm != "" {
-			p.alarms[d.Alarm] = fmt.Sprintf("build %s is of a newer cumulative update than the fixed-builds table knows", p.facts.GetExchangeBuild())
+			p.alarms[d.Alarm] = alarmText(d.Alarm, p.facts)
 		}
 		if d.Code == codeFixed && d.Want == Leave {
 			p.foreignLeft(ctx, d)
@@ -268,6 +270,13 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 		return err
 	}
 	return p.finish(ctx)
+}
+
+func alarmText(code string, f *stopgapv1.Facts) string {
+	if code == codeUnsettled {
+		return fmt.Sprintf("build %s is fixed and does not count yet: %s", f.GetExchangeBuild(), f.GetUnsettled())
+	}
+	return fmt.Sprintf("build %s is of a newer cumulative update than the fixed-builds table knows", f.GetExchangeBuild())
 }
 
 // look reads everything a pass rests on.
@@ -369,6 +378,9 @@ func (p *pass) finish(ctx context.Context) error {
 	}
 	for _, o := range outcomes {
 		p.log(o)
+		if p.r.cfg.Told != nil {
+			p.r.cfg.Told(o)
+		}
 	}
 	p.publish()
 	if len(outcomes) > 0 && p.r.cfg.Reported != nil {

@@ -173,7 +173,9 @@ func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)]
 func cleanFacts(in *stopgapv1.Facts) *stopgapv1.Facts {
 	return &stopgapv1.Facts{Host: clip(in.GetHost()), Organisation: clip(in.GetOrganisation()), ExchangeBuild: clip(in.GetExchangeBuild()),
 		Roles: in.GetRoles()[:min(len(in.GetRoles()), 8)], UrlRewrite: clip(in.GetUrlRewrite()), Os: clip(in.GetOs()), Dag: clip(in.GetDag()),
-		Servicing: in.GetServicing(), MachineId: clip(in.GetMachineId())}
+		Servicing: in.GetServicing(), MachineId: clip(in.GetMachineId()),
+		Iis: clip(in.GetIis()), Domain: clip(in.GetDomain()), InstallPath: clip(in.GetInstallPath()), WindowsBuild: clip(in.GetWindowsBuild()),
+		Unsettled: clip(in.GetUnsettled())}
 }
 
 func cleanHealth(in []*stopgapv1.Health) []*stopgapv1.Health {
@@ -193,8 +195,12 @@ func (f *Fleet) count(facts *stopgapv1.Facts, by int) {
 				org = map[string]int{}
 				f.mailbox[facts.GetOrganisation()] = org
 			}
-			if org[facts.GetExchangeBuild()] += by; org[facts.GetExchangeBuild()] == 0 {
-				delete(org, facts.GetExchangeBuild())
+			build := facts.GetExchangeBuild()
+			if facts.GetUnsettled() != "" {
+				build += " (unsettled)" // no build, so not fixed
+			}
+			if org[build] += by; org[build] == 0 {
+				delete(org, build)
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -199,6 +200,8 @@ func (s *Service) Recheck(id string) uint32 {
 func (s *Service) Connect(st stopgapv1.AgentService_ConnectServer) error {
 	x := &session{svc: s, stream: st, began: time.Now(), done: make(chan struct{})}
 	x.lastSeen.Store(time.Now().UnixNano())
+	// For `stopgap-agent check`, which compares clocks before any Hello.
+	_ = st.SetHeader(metadata.Pairs(transport.TimeHeader, time.Now().UTC().Format(time.RFC3339)))
 	late := time.AfterFunc(transport.HelloTimeout, func() {
 		x.mu.Lock()
 		waiting := x.id == ""

@@ -176,7 +176,18 @@ type Facts struct {
 	// Exchange or an update of it is being installed now: nothing is touched meanwhile.
 	Servicing bool `protobuf:"varint,8,opt,name=servicing,proto3" json:"servicing,omitempty"`
 	// What tells this machine from a clone of it (machine SID, lab server id).
-	MachineId     string `protobuf:"bytes,9,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	MachineId string `protobuf:"bytes,9,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	// IIS, Major.Minor.
+	Iis string `protobuf:"bytes,10,opt,name=iis,proto3" json:"iis,omitempty"`
+	// DNS name of the domain.
+	Domain string `protobuf:"bytes,11,opt,name=domain,proto3" json:"domain,omitempty"`
+	// Where Exchange is installed.
+	InstallPath string `protobuf:"bytes,12,opt,name=install_path,json=installPath,proto3" json:"install_path,omitempty"`
+	// Build of Windows, Build.Revision.
+	WindowsBuild string `protobuf:"bytes,13,opt,name=windows_build,json=windowsBuild,proto3" json:"windows_build,omitempty"`
+	// Why the Exchange build does not count as fixed yet: a reboot is pending, or IIS was not restarted since it came. Empty: it
+	// counts.
+	Unsettled     string `protobuf:"bytes,14,opt,name=unsettled,proto3" json:"unsettled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +281,41 @@ func (x *Facts) GetServicing() bool {
 func (x *Facts) GetMachineId() string {
 	if x != nil {
 		return x.MachineId
+	}
+	return ""
+}
+
+func (x *Facts) GetIis() string {
+	if x != nil {
+		return x.Iis
+	}
+	return ""
+}
+
+func (x *Facts) GetDomain() string {
+	if x != nil {
+		return x.Domain
+	}
+	return ""
+}
+
+func (x *Facts) GetInstallPath() string {
+	if x != nil {
+		return x.InstallPath
+	}
+	return ""
+}
+
+func (x *Facts) GetWindowsBuild() string {
+	if x != nil {
+		return x.WindowsBuild
+	}
+	return ""
+}
+
+func (x *Facts) GetUnsettled() string {
+	if x != nil {
+		return x.Unsettled
 	}
 	return ""
 }
@@ -543,7 +589,7 @@ var File_stopgap_v1_types_proto protoreflect.FileDescriptor
 const file_stopgap_v1_types_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/types.proto\x12\n" +
-	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\"\x8e\x02\n" +
+	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\"\x9e\x03\n" +
 	"\x05Facts\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\"\n" +
 	"\forganisation\x18\x02 \x01(\tR\forganisation\x12%\n" +
@@ -555,7 +601,13 @@ const file_stopgap_v1_types_proto_rawDesc = "" +
 	"\x03dag\x18\a \x01(\tR\x03dag\x12\x1c\n" +
 	"\tservicing\x18\b \x01(\bR\tservicing\x12\x1d\n" +
 	"\n" +
-	"machine_id\x18\t \x01(\tR\tmachineId\"\x87\x03\n" +
+	"machine_id\x18\t \x01(\tR\tmachineId\x12\x10\n" +
+	"\x03iis\x18\n" +
+	" \x01(\tR\x03iis\x12\x16\n" +
+	"\x06domain\x18\v \x01(\tR\x06domain\x12!\n" +
+	"\finstall_path\x18\f \x01(\tR\vinstallPath\x12#\n" +
+	"\rwindows_build\x18\r \x01(\tR\fwindowsBuild\x12\x1c\n" +
+	"\tunsettled\x18\x0e \x01(\tR\tunsettled\"\x87\x03\n" +
 	"\aOutcome\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +

@@ -89,6 +89,28 @@ func Run(t *testing.T, fresh func(t *testing.T) Server) {
 		}
 	})
 
+	t.Run("what depends on a service is listed, and stopped before it", func(t *testing.T) {
+		t.Parallel()
+		d := fresh(t).Driver
+		deps, err := d.Dependents(t.Context(), "MSExchangeADTopology")
+		if err != nil || !slices.Contains(deps, "MSExchangeTransport") {
+			t.Fatalf("%v %v", deps, err)
+		}
+		s, err := d.Service(t.Context(), "MSExchangeADTopology")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.StartType, s.State = host.StartDisabled, host.Stopped
+		if err := d.SetService(t.Context(), "MSExchangeADTopology", s); err != nil {
+			t.Fatal(err)
+		}
+		if dep, err := d.Service(t.Context(), "MSExchangeTransport"); err != nil || dep.State != host.Stopped || dep.StartType != host.StartAutomatic {
+			t.Fatalf("the dependent is %+v, %v", dep, err)
+		}
+		if deps, err := d.Dependents(t.Context(), "MSExchangeADTopology"); err != nil || len(deps) != 0 {
+			t.Fatalf("none runs, listed %v %v", deps, err)
+		}
+	})
 	t.Run("web.config files below a directory are listed, its own is not", func(t *testing.T) {
 		s := fresh(t)
 		parent := s.Dir[:strings.LastIndex(s.Dir, `\`)]

@@ -10,13 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/host/fswatch"
 	"github.com/stopgap-em/stopgap/agent/internal/host/iis"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
@@ -131,6 +130,9 @@ func replace(path string, old, data []byte) (err error) {
 	return syncDir(filepath.Dir(path))
 }
 
+// CheckConfig implements host.Driver: there is no IIS; the lab's front end reads what the agent evaluated.
+func (h *Host) CheckConfig(context.Context, string) error { return nil }
+
 // Service implements host.Driver.
 func (h *Host) Service(_ context.Context, name string) (host.Service, error) {
 	all, err := h.dir.Services()
@@ -144,12 +146,40 @@ func (h *Host) Service(_ context.Context, name string) (host.Service, error) {
 	return host.Service{Present: true, StartType: s.StartType, Delayed: s.Delayed, State: s.State}, nil
 }
 
+// Dependents implements host.Driver.
+func (h *Host) Dependents(_ context.Context, name string) ([]string, error) {
+	all, err := h.dir.Services()
+	if err != nil {
+		return nil, err
+	}
+	return dependents(all, name), nil
+}
+
+func dependents(all map[string]labdir.Service, name string) []string {
+	return host.StopOrder(name, func(of string) []string {
+		var out []string
+		for n, s := range all {
+			if s.State == host.Running && slices.ContainsFunc(s.DependsOn, func(d string) bool { return strings.EqualFold(d, of) }) {
+				out = append(out, n)
+			}
+		}
+		return out
+	})
+}
+
 // SetService implements host.Driver.
 func (h *Host) SetService(_ context.Context, name string, want host.Service) error {
 	return h.dir.UpdateServices(func(all map[string]labdir.Service) error {
 		s, ok := all[name]
 		if !ok {
 			return fmt.Errorf("service %s does not exist", name)
+		}
+		if want.State == host.Stopped {
+			for _, n := range dependents(all, name) {
+				d := all[n]
+				d.State = host.Stopped
+				all[n] = d
+			}
 		}
 		if want.State == host.Running && s.State != host.Running && want.StartType == host.StartDisabled {
 			return fmt.Errorf("service %s is disabled and can't be started (error 1058)", name)
@@ -247,16 +277,8 @@ func (h *Host) setAutoStart(ctx context.Context, name string, value *bool) error
 	}
 }
 
-// settle is how long changes are collected before they are told: editors write a file in several steps.
-const settle = 100 * time.Millisecond
-
 // Watch implements host.Driver.
 func (h *Host) Watch(ctx context.Context, dirs []string, changed func()) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = w.Close() }()
 	add := []string{string(h.dir)}
 	if p, err := h.dir.Path(labdir.ApplicationHost); err == nil {
 		add = append(add, filepath.Dir(p))
@@ -266,38 +288,14 @@ func (h *Host) Watch(ctx context.Context, dirs []string, changed func()) error {
 			add = append(add, p)
 		}
 	}
-	for _, d := range add {
-		if err := w.Add(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("watch %s: %w", d, err)
-		}
-	}
-	changed()
-	var timer <-chan time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case ev := <-w.Events:
-			if relevant(ev.Name) && timer == nil {
-				timer = time.After(settle)
-			}
-		case err := <-w.Errors:
-			if err != nil {
-				changed() // events may be lost (overflow): look
-			}
-		case <-timer:
-			timer = nil
-			changed()
-		}
-	}
+	return fswatch.Watch(ctx, add, relevant, changed)
 }
 
 func relevant(name string) bool {
-	switch b := strings.ToLower(filepath.Base(name)); b {
-	case "web.config", "applicationhost.config", labdir.ServerFile, labdir.ServicesFile, labdir.PoolsFile, labdir.ServicingFile,
-		"redirection.config":
+	switch name {
+	case labdir.ServerFile, labdir.ServicesFile, labdir.PoolsFile, labdir.ServicingFile:
 		return true
 	default:
-		return strings.HasPrefix(b, labdir.ServicingFile+".") // a sign of servicing
+		return fswatch.IISConfig(name) || strings.HasPrefix(name, labdir.ServicingFile+".") // a sign of servicing
 	}
 }

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stopgap-em/stopgap/agent"
+	"github.com/stopgap-em/stopgap/agent/internal/event"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
+	"github.com/stopgap-em/stopgap/agent/internal/service"
+	"github.com/stopgap-em/stopgap/agent/internal/settings"
+	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/logging"
+)
+
+func install(o *options) *cobra.Command {
+	var s settings.Settings
+	var tokenFile string
+	var delayed, fromMSI, noStart bool
+	c := &cobra.Command{
+		Use:   "install",
+		Short: "Make this program the Windows service StopgapAgent (the MSI does the same)",
+		Long: "Registers the service with this program where it is now, keeps the settings and the token in STATE, which only SYSTEM and\n" +
+			"Administrators may read, and starts it. It enrols by itself, as soon as the controller answers. Once more changes the settings\n" +
+			"that are given; state and what is applied stay.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := service.Supported(); err != nil {
+				return err
+			}
+			if tokenFile != "" {
+				token, err := readToken(cmd.InOrStdin(), tokenFile)
+				if err != nil {
+					return err
+				}
+				s.Token = token
+			}
+			if err := aside(o.state); err != nil {
+				return err
+			}
+			if err := s.Save(o.state); err != nil {
+				return err
+			}
+			if err := event.Register(); err != nil {
+				return fmt.Errorf("event log: %w", err)
+			}
+			if fromMSI {
+				if err := service.Tune(delayed); err != nil {
+					return err
+				}
+			} else {
+				exe, err := os.Executable()
+				if err != nil {
+					return err
+				}
+				if err := service.Register(exe, delayed); err != nil {
+					return err
+				}
+			}
+			tellOnce("", event.Installed, "Stopgap Agent %s was installed.", shared.Version)
+			if fromMSI || noStart {
+				return nil
+			}
+			if err := service.Start(); err != nil {
+				return fmt.Errorf("the service is installed and does not start: %w", err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "service %s is installed and runs; next: stopgap-agent status\n", service.Name)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&s.Controller, "controller", "", "controller address, host:port")
+	f.StringVar(&s.ServerName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
+	f.StringVar(&s.Token, "token", "", "the token of `stopgap token create`")
+	f.StringVar(&tokenFile, "token-file", "", "file that holds the token; - for standard input")
+	f.StringVar(&s.CAFingerprint, "ca-fingerprint", "", "SHA-256 of the controller's CA key: a token of another fleet is refused")
+	f.BoolVar(&delayed, "delayed", false, "start some minutes after Windows")
+	f.BoolVar(&noStart, "no-start", false, "do not start it")
+	f.BoolVar(&fromMSI, "from-msi", false, "the MSI made the service")
+	_ = f.MarkHidden("from-msi")
+	return c
+}
+
+// aside moves a state directory away that somebody made who is no administrator: what is in it is not to be believed.
+func aside(state string) error {
+	bad, err := service.Untrusted(state)
+	if err != nil || !bad {
+		return err
+	}
+	to := fmt.Sprintf("%s.untrusted-%s", state, time.Now().UTC().Format("20060102T150405"))
+	if err := os.Rename(state, to); err != nil {
+		return fmt.Errorf("%s was made by somebody who is no administrator, and can't be moved away: %w", state, err)
+	}
+	return nil
+}
+
+func tellOnce(also string, id event.ID, format string, args ...any) {
+	log, err := event.Open()
+	if err != nil {
+		return
+	}
+	event.NewTeller(log, quiet()).Tell(id, format+also, args...)
+}
+
+func uninstall(o *options, stderr io.Writer) *cobra.Command {
+	var fromMSI bool
+	var revertFlag string
+	host := ""
+	c := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove the service; what is applied stays, unless --revert-mitigations is given",
+		Long: "Stops and removes the service. Mitigations that are applied stay in force, so that one wrong deployment scope does not strip a\n" +
+			"fleet; STATE/UNDO.txt says what they are and how each is undone. With --revert-mitigations they are taken off first, and when\n" +
+			"one of them can't be, the service stays. State and identity are kept for an agent that is installed again.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !fromMSI {
+				if err := service.Unregister(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			log, err := logging.New("stopgap-agent", "warn", "text", stderr)
+			if err != nil {
+				return err
+			}
+			reverting := revertFlag != "" && revertFlag != "0"
+			if _, err := os.Stat(filepath.Join(o.state, journal.File)); err != nil {
+				tellOnce("", event.UninstalledClean, "Stopgap Agent was removed. Nothing of it was applied on this server.")
+				return nil
+			}
+			done, err := agent.Uninstall(cmd.Context(), o.state, host, reverting, log)
+			undo := filepath.Join(o.state, journal.UndoFile)
+			if err != nil {
+				if !fromMSI {
+					if exe, xerr := os.Executable(); xerr == nil {
+						err = errors.Join(err, service.Register(exe, false), service.Start())
+					}
+				}
+				return fmt.Errorf("not everything could be taken off, and the agent stays; see %s: %w", undo, err)
+			}
+			list := strings.Join(done, ", ")
+			if list == "" {
+				list = "nothing"
+			}
+			if reverting {
+				tellOnce("", event.UninstalledClean, "Stopgap Agent was removed. Taken off before: %s.", list)
+				fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", list)
+				return nil
+			}
+			tellOnce("", event.UninstalledKept, "Stopgap Agent was removed and looks after this server no more. Still applied: %s. %s says how to undo it by hand.", list, undo)
+			fmt.Fprintf(cmd.OutOrStdout(), "still applied: %s; see %s\n", list, undo)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&revertFlag, "revert-mitigations", "", "take off what is applied first (1), or keep it (0, the default)")
+	f.Lookup("revert-mitigations").NoOptDefVal = "1"
+	f.BoolVar(&fromMSI, "from-msi", false, "the MSI removes the service")
+	_ = f.MarkHidden("from-msi")
+	hostFlag(c, &host)
+	return c
+}
+
+var errSomethingFails = errors.New("the way to the controller does not work; the first hop that fails stands above")
+
+func exitText(ok bool) error {
+	if ok {
+		return nil
+	}
+	return errSomethingFails
+}

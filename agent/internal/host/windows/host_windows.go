@@ -1,0 +1,237 @@
+package windows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/registry"
+
+	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/host/fswatch"
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
+)
+
+// Host is this machine.
+type Host struct {
+	inetsrv  string // %windir%\system32\inetsrv
+	replacer replacer
+	services services
+	pools    pools
+
+	mu      sync.Mutex
+	settled settling
+	// Services read so far, as they were: Watch looks at them.
+	seen map[string]host.Service
+}
+
+var _ host.Driver = (*Host)(nil)
+
+// Bounds.
+const (
+	maxFile       = 4 << 20
+	replaceWithin = 15 * time.Second
+	replacePause  = 200 * time.Millisecond
+	poolWithin    = 2 * time.Minute
+	poolPoll      = 500 * time.Millisecond
+	appcmdTimeout = time.Minute
+	// servicePoll is how often Watch looks at services: two calls of a few microseconds each.
+	servicePoll = 5 * time.Second
+)
+
+// Open opens this machine. stateDir is the agent's; proven backups of replaced files are kept below it.
+func Open(stateDir string) (host.Driver, error) {
+	system, err := windows.GetSystemDirectory()
+	if err != nil {
+		return nil, fmt.Errorf("host windows: %w", err)
+	}
+	h := &Host{inetsrv: filepath.Join(system, "inetsrv"), services: newServices(winSCM{}), seen: map[string]host.Service{}}
+	h.replacer = replacer{fs: winFS{keep: filepath.Join(stateDir, "backups")}, within: replaceWithin, pause: replacePause}
+	h.pools = pools{appcmd: h.appcmd, config: h.server, within: poolWithin, poll: poolPoll}
+	return h, nil
+}
+
+func (h *Host) appcmd(ctx context.Context, args ...string) (string, int, error) {
+	ctx, cancel := context.WithTimeout(ctx, appcmdTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(h.inetsrv, "appcmd.exe"), args...)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return string(out), exit.ExitCode(), ctx.Err()
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("appcmd: %w", err)
+	}
+	return string(out), 0, nil
+}
+
+func (h *Host) server(ctx context.Context) (*iisconfig.Server, error) {
+	data, name, err := h.ApplicationHost(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil //nolint:nilnil // no IIS
+	}
+	if err != nil {
+		return nil, err
+	}
+	return iisconfig.Parse(data, name)
+}
+
+// ApplicationHost implements host.Driver.
+func (h *Host) ApplicationHost(context.Context) ([]byte, string, error) {
+	return readBounded(filepath.Join(h.inetsrv, "config", "applicationHost.config"))
+}
+
+// Redirection implements host.Driver.
+func (h *Host) Redirection(context.Context) ([]byte, string, error) {
+	return readBounded(filepath.Join(h.inetsrv, "config", "redirection.config"))
+}
+
+func readBounded(p string) ([]byte, string, error) {
+	st, err := os.Stat(p)
+	if err == nil && st.Size() > maxFile {
+		err = fmt.Errorf("%s: %d bytes, limit %d", p, st.Size(), maxFile)
+	}
+	if err != nil {
+		return nil, p, err
+	}
+	data, err := os.ReadFile(p)
+	return data, p, err
+}
+
+// expand gives the real path of a physical path as written in applicationHost.config.
+func expand(dir string) (string, error) {
+	p, err := registry.ExpandString(dir)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", dir, err)
+	}
+	p = filepath.Clean(p)
+	if !filepath.IsAbs(p) || strings.HasPrefix(p, `\\`) {
+		return "", fmt.Errorf("%s is not a path on a disk of this server", dir)
+	}
+	return p, nil
+}
+
+// WebConfig implements host.Driver.
+func (h *Host) WebConfig(dir string) ([]byte, string, error) {
+	d, err := expand(dir)
+	if err != nil {
+		return nil, dir, err
+	}
+	p := filepath.Join(d, "web.config")
+	data, err := h.replacer.read(p)
+	return data, p, err
+}
+
+// WebConfigsBelow implements host.Driver.
+func (h *Host) WebConfigsBelow(dir string) ([]string, error) {
+	d, err := expand(dir)
+	if err != nil {
+		return nil, err
+	}
+	return iisconfig.WebConfigsBelow(d, dir)
+}
+
+// ReplaceWebConfig implements host.Driver.
+func (h *Host) ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error {
+	d, err := expand(dir)
+	if err != nil {
+		return err
+	}
+	return h.replacer.replace(ctx, filepath.Join(d, "web.config"), old, data)
+}
+
+// CheckConfig implements host.Driver.
+func (h *Host) CheckConfig(ctx context.Context, app string) error {
+	for _, section := range []string{"rules", "outboundRules"} {
+		out, code, err := h.appcmd(ctx, "list", "config", app, "-section:system.webServer/rewrite/"+section)
+		if err != nil {
+			return err
+		}
+		if code != 0 {
+			return fmt.Errorf("IIS can't read %s of %s: exit code %d, %q", section, app, code, cut(out))
+		}
+	}
+	return nil
+}
+
+// Service implements host.Driver.
+func (h *Host) Service(_ context.Context, name string) (host.Service, error) {
+	s, err := h.services.get(name)
+	if err == nil {
+		h.mu.Lock()
+		h.seen[name] = s
+		h.mu.Unlock()
+	}
+	return s, err
+}
+
+// Dependents implements host.Driver.
+func (h *Host) Dependents(_ context.Context, name string) ([]string, error) {
+	return h.services.dependents(name)
+}
+
+// SetService implements host.Driver.
+func (h *Host) SetService(ctx context.Context, name string, want host.Service) error {
+	return h.services.set(ctx, name, want)
+}
+
+// Pool implements host.Driver.
+func (h *Host) Pool(ctx context.Context, name string) (host.Pool, error) {
+	return h.pools.get(ctx, name)
+}
+
+// SetPool implements host.Driver.
+func (h *Host) SetPool(ctx context.Context, name string, want host.Pool) error {
+	return h.pools.set(ctx, name, want)
+}
+
+// Watch implements host.Driver. Files are watched; services that were read are looked at every few seconds; what a running pool
+// does is seen at the next pass.
+func (h *Host) Watch(ctx context.Context, dirs []string, changed func()) error {
+	add := []string{filepath.Join(h.inetsrv, "config")}
+	for _, d := range dirs {
+		if p, err := expand(d); err == nil {
+			add = append(add, p)
+		}
+	}
+	wctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-wctx.Done():
+				return
+			case <-time.After(servicePoll):
+				if h.servicesChanged() {
+					changed()
+				}
+			}
+		}
+	})
+	err := fswatch.Watch(wctx, add, fswatch.IISConfig, changed)
+	stop()
+	wg.Wait()
+	return err
+}
+
+func (h *Host) servicesChanged() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	found := false
+	for name, was := range h.seen {
+		if now, err := h.services.get(name); err == nil && now != was {
+			h.seen[name], found = now, true
+		}
+	}
+	return found
+}

@@ -1,0 +1,31 @@
+//go:build !windows
+
+package service
+
+import (
+	"context"
+	"errors"
+)
+
+var errNotWindows = errors.New("there is no service control manager here: this is not Windows")
+
+// Run is refused.
+func Run(context.Context, func(context.Context) error) error { return errNotWindows }
+
+// Supported is refused.
+func Supported() error { return errNotWindows }
+
+// Register is refused.
+func Register(string, bool) error { return errNotWindows }
+
+// Tune is refused.
+func Tune(bool) error { return errNotWindows }
+
+// Unregister is refused.
+func Unregister(context.Context) error { return errNotWindows }
+
+// Start is refused.
+func Start() error { return errNotWindows }
+
+// Untrusted is never so: the modes of a directory say who owns it.
+func Untrusted(string) (bool, error) { return false, nil }
