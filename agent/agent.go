@@ -210,7 +210,7 @@ func trusted(stateDir string, j *journal.Journal) (held policy.Held, notes map[s
 	if len(held.Root) == 0 {
 		notes["no-root"] = "no policy root is trusted: no policy can be accepted, and nothing is removed; enrol (again), or apply a bundle with its pin"
 	}
-	if !anchor.Replace {
+	if !anchor.Replace && !anchor.Fresh {
 		if len(held.Root) > 0 && (string(anchor.Root) != string(held.Root) || anchor.Floor != held.Floor) { // a crash came between the two files
 			anchor.Root, anchor.Floor = held.Root, held.Floor
 			return held, notes, anchor.Write(stateDir)
@@ -220,7 +220,7 @@ func trusted(stateDir string, j *journal.Journal) (held policy.Held, notes map[s
 	if err := j.PutPolicy(held); err != nil {
 		return held, notes, err
 	}
-	anchor.Replace = false
+	anchor.Replace, anchor.Fresh = false, false
 	return held, notes, anchor.Write(stateDir)
 }
 

@@ -173,6 +173,8 @@ func (cfg *EnrollConfig) anchor(token trust.Token, resp *stopgapv1.EnrollRespons
 		return next, err
 	}
 	if len(had.Root) == 0 || cfg.NewRoot {
+		_, err := os.Stat(filepath.Join(cfg.StateDir, journal.File))
+		next.Fresh = errors.Is(err, fs.ErrNotExist)
 		return next, nil
 	}
 	info, err := tufpolicy.ReadRoot(had.Root)

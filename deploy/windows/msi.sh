@@ -24,6 +24,7 @@ cp "$here/stopgap-agent.wxs" "$work/" # wixl takes relative paths only
 # 3090 is what wixl writes for the action; 8192 more hides its target, with the token, from verbose logs.
 msibuild "$work/agent.msi" -q "UPDATE CustomAction SET Type = 11282 WHERE Action = 'Configure'"
 msiinfo export "$work/agent.msi" CustomAction | grep -q '^Configure	11282	' || { echo "the token would be in verbose logs: CustomAction Configure has another type"; exit 1; }
+msiinfo export "$work/agent.msi" Property | grep -q '^MsiHiddenProperties	TOKEN' || { echo "the token would be in logs: the property TOKEN is not hidden"; exit 1; }
 sign "$work/agent.msi"
 mv "$work/agent.msi" "$out"
 echo "$out$([ -n "${SIGN_CERT:-}" ] && echo ', signed' || echo ', not signed: set SIGN_CERT and SIGN_KEY')"

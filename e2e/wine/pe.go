@@ -63,9 +63,9 @@ func image(section []byte, name string, dir int, dll bool) ([]byte, error) {
 // forwarder makes a DLL whose one export is that of another DLL ("advapi32.SystemFunction036").
 func forwarder(dll, export, to string) ([]byte, error) {
 	type exportDirectory struct {
-		Characteristics, TimeDateStamp                               uint32
-		MajorVersion, MinorVersion                                   uint16
-		Name, Base, NumberOfFunctions, NumberOfNames                 uint32
+		Characteristics, TimeDateStamp                            uint32
+		MajorVersion, MinorVersion                                uint16
+		Name, Base, NumberOfFunctions, NumberOfNames              uint32
 		AddressOfFunctions, AddressOfNames, AddressOfNameOrdinals uint32
 	}
 	const tables = 40 // after the directory: function, name, ordinal

@@ -4,6 +4,7 @@ package wine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,8 +32,11 @@ func New(ctx context.Context, dir string) (*Prefix, error) {
 	}
 	// Neither .NET nor a browser engine is asked for.
 	p.env = append(p.env, "WINEPREFIX="+dir, "WINEDEBUG=-all", "WINEDLLOVERRIDES=mscoree,mshtml=")
-	if out, err := p.Command(ctx, "wineboot", "-i").CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("wineboot: %w: %s", err, out)
+	if _, err := p.Run(ctx, "wineboot", "-i"); err != nil {
+		return nil, err
+	}
+	if err := p.server(ctx, "-w"); err != nil {
+		return nil, fmt.Errorf("wineserver -w: %w", err)
 	}
 	// Go's random numbers come from ProcessPrng, which Wine 8 lacks.
 	dll, err := forwarder("bcryptprimitives.dll", "ProcessPrng", "advapi32.SystemFunction036")
@@ -44,7 +48,7 @@ func New(ctx context.Context, dir string) (*Prefix, error) {
 	}
 	// Keeps services alive between commands.
 	if err := p.server(ctx, "-p"); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("wineserver -p: %w", err)
 	}
 	// Without it Wine says it is Windows 7.
 	_, err = p.Run(ctx, "reg", "add", `HKCU\Software\Wine`, "/v", "Version", "/d", "win10", "/f")
@@ -76,11 +80,20 @@ func (p *Prefix) Command(ctx context.Context, name string, args ...string) *exec
 func (p *Prefix) Run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	out, err := p.Command(ctx, name, args...).CombinedOutput()
+	// A file, not a pipe: what the program starts (a service) keeps it open.
+	f, err := os.CreateTemp("", "wine")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = errors.Join(f.Close(), os.Remove(f.Name())) }()
+	cmd := p.Command(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = f, f
+	err = cmd.Run()
+	out, rerr := os.ReadFile(f.Name())
 	if err != nil {
 		return string(out), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
-	return string(out), nil
+	return string(out), rerr
 }
 
 // Path is where a Windows path on drive C is on this machine.

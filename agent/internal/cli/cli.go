@@ -29,13 +29,6 @@ func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return clirun.Main(ctx, root(stderr), args, stdout, stderr)
 }
 
-func defaultState() string {
-	if runtime.GOOS == "windows" {
-		return filepath.Join(os.Getenv("ProgramData"), "Stopgap")
-	}
-	return "/var/lib/stopgap-agent"
-}
-
 // defaultHost is this machine, where it is one that can be looked after.
 func defaultHost() string {
 	if runtime.GOOS == "windows" {

@@ -51,18 +51,12 @@ func install(o *options) *cobra.Command {
 			if err := event.Register(); err != nil {
 				return fmt.Errorf("event log: %w", err)
 			}
-			if fromMSI {
-				if err := service.Tune(delayed); err != nil {
-					return err
-				}
-			} else {
-				exe, err := os.Executable()
-				if err != nil {
-					return err
-				}
-				if err := service.Register(exe, delayed); err != nil {
-					return err
-				}
+			exe, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			if err := service.Register(exe, delayed); err != nil {
+				return err
 			}
 			tellOnce("", event.Installed, "Stopgap Agent %s was installed.", shared.Version)
 			if fromMSI || noStart {

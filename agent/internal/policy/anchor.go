@@ -23,6 +23,8 @@ type Anchor struct {
 	Floor uint64 `json:"floor"`
 	// Replace: an administrator enrolled with --new-root; whatever the journal trusts is given up for this root.
 	Replace bool `json:"replace,omitempty"`
+	// Fresh: written by the first enrolment, and not brought together with a journal yet: that the journal knows nothing is no loss.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // ReadAnchor reads the anchor of a state directory; the zero Anchor when there is none.
@@ -89,7 +91,7 @@ func Restore(h Held, a Anchor) (Held, bool, error) {
 			if err != nil {
 				return h, false, fmt.Errorf("policy: %s: %w; enrol again", AnchorFile, err)
 			}
-			lacked = h.Versions.Root > 0 || h.Versions.Targets == 0 && a.Floor > 0
+			lacked = !a.Fresh && (h.Versions.Root > 0 || h.Versions.Targets == 0 && a.Floor > 0)
 			h.Root, h.Versions.Root = st.Root, st.Versions.Root
 		}
 	}

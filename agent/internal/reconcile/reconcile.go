@@ -269,6 +269,9 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 	if err := p.act(ctx); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err // stopped half way: nothing failed, and the next start finishes it by the journal
+	}
 	return p.finish(ctx)
 }
 

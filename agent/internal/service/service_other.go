@@ -18,9 +18,6 @@ func Supported() error { return errNotWindows }
 // Register is refused.
 func Register(string, bool) error { return errNotWindows }
 
-// Tune is refused.
-func Tune(bool) error { return errNotWindows }
-
 // Unregister is refused.
 func Unregister(context.Context) error { return errNotWindows }
 

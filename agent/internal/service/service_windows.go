@@ -104,7 +104,8 @@ func withManager(f func(*mgr.Mgr) error) error {
 	return errors.Join(f(m), m.Disconnect())
 }
 
-// Register makes the service, or gives the one that is there this program; then it is tuned.
+// Register makes the service, or gives the one that is there (the MSI's) this program, its path quoted; then it is tuned: recovery
+// (restart, also when the service ends with an error) and a delayed start can't be said in the tables of an MSI.
 func Register(exe string, delayed bool) error {
 	err := withManager(func(m *mgr.Mgr) error {
 		if s, err := m.OpenService(Name); err == nil {
@@ -124,11 +125,10 @@ func Register(exe string, delayed bool) error {
 	if err != nil {
 		return err
 	}
-	return Tune(delayed)
+	return tune(delayed)
 }
 
-// Tune sets what the MSI's tables can't say: recovery (restart, also when the service ends with an error) and a delayed start.
-func Tune(delayed bool) error {
+func tune(delayed bool) error {
 	return withManager(func(m *mgr.Mgr) error {
 		s, err := m.OpenService(Name)
 		if err != nil {
