@@ -158,7 +158,15 @@ func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	j := &Journal{dir: dir, log: log}
-	db, err := open(path)
+	var db *bbolt.DB
+	if !repair { // read only first: on Windows opening a file to write makes it longer
+		if db, err = open(path, true); err == nil {
+			err = db.Close()
+		}
+	}
+	if err == nil {
+		db, err = open(path, false)
+	}
 	if err != nil {
 		if errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, fmt.Errorf("%w (%s)", ErrLocked, path)
@@ -177,7 +185,7 @@ func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 			return nil, fmt.Errorf("journal: damaged (%w) and can't be renamed aside: %w", err, rerr)
 		}
 		j.note("the journal was damaged (%v); it stands at %s and a new one was begun", err, aside)
-		if db, err = open(path); err != nil {
+		if db, err = open(path, false); err != nil {
 			return nil, fmt.Errorf("journal: %w", err)
 		}
 	}
@@ -221,8 +229,9 @@ func (j *Journal) begin() error {
 }
 
 // open opens the file and reads all of it, so that damage shows now and not in the middle of a change. bbolt panics on
-// some damage, and a truncated file faults.
-func open(path string) (db *bbolt.DB, err error) {
+// some damage, and a truncated file faults; the file that it leaves open then is closed here, or Windows could not rename it.
+func open(path string, readOnly bool) (db *bbolt.DB, err error) {
+	var file *os.File
 	old := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(old)
 	defer func() {
@@ -230,10 +239,18 @@ func open(path string) (db *bbolt.DB, err error) {
 			if db != nil {
 				_ = db.Close()
 			}
+			if file != nil {
+				_ = file.Close()
+			}
 			db, err = nil, fmt.Errorf("%w: %v", errDamaged, r)
 		}
 	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: LockTimeout, FreelistType: bbolt.FreelistMapType})
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: LockTimeout, FreelistType: bbolt.FreelistMapType, ReadOnly: readOnly, PreLoadFreelist: true,
+		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(name, flag, mode)
+			file = f
+			return f, err
+		}})
 	if err != nil {
 		return nil, err
 	}
