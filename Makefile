@@ -35,6 +35,8 @@ test: ## run every test (needs a C compiler for the race detector; without one i
 .PHONY: bench
 bench: build ## measure a fleet of AGENTS light agents on this machine, and what evaluating rewrite rules costs; prints JSON
 	@$(GO) test -run '^$$' -bench . ./shared/urlrewrite ./controller/internal/simulate 1>&2
+	@$(GO) test -run '^$$' -bench IdleAgent -benchtime 1x ./e2e 1>&2
+	@if command -v wine >/dev/null; then TESTFLAGS='-run ^$$ -bench IdleAgent -benchtime 1x' e2e/wine/run.sh 1>&2; else echo "no wine: the idle agent under Wine is not measured" 1>&2; fi
 	@$(GO) run ./e2e/bench -agents $(AGENTS)
 
 # By count, as 20000x, in CI: with a time, go test reports "context deadline exceeded" as a failure when the time ends while a

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type Agent struct {
 	held  policy.Held
 	full  bool                         // what was left out of an update is not held here: ask for everything
 	notes map[string]*stopgapv1.Health // raised here, not by the reconciler
+	tidy  *time.Timer
 }
 
 // OpenHost opens a host driver by Config.Host. stateDir is the agent's, for what a driver keeps.
@@ -241,6 +243,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.tidySoon()
+	defer a.tidy.Stop()
 	a.log.Info("running", "agent", a.id, "host", a.cfg.Host, "version", shared.Version)
 	return task.Run(ctx,
 		a.reconcile.Run,
@@ -285,6 +289,19 @@ func (a *Agent) watchController(ctx context.Context) error {
 				a.cfg.Controller, s.LastError)
 		}
 	}
+}
+
+// tidyAfter is when what reading a policy took, some times what holding it takes, is given back to the server.
+const tidyAfter = 20 * time.Second
+
+func (a *Agent) tidySoon() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.tidy == nil {
+		a.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)
+		return
+	}
+	a.tidy.Reset(tidyAfter)
 }
 
 // raise adds a standing warning.
@@ -446,6 +463,7 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 			}
 			if next.Versions.Targets != held.Versions.Targets || held.Expires.Before(time.Now()) {
 				h.reconcile.Kick()
+				h.a().tidySoon()
 			}
 			return ackOf(next), nil
 		}

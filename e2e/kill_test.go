@@ -31,7 +31,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-func program(t *testing.T, name string) string {
+func program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := binaries()
 	if err != nil {

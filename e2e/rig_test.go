@@ -46,7 +46,7 @@ const (
 
 // rig is a controller and its fleet.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	data   string
 	addr   string
 	op     string
@@ -78,7 +78,7 @@ func (r *rig) logger(name string) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Name: name, Level: hclog.Info, Output: r.log})
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	r := &rig{t: t, data: filepath.Join(t.TempDir(), "controller"), log: &logBuffer{}}
 	var err error
@@ -132,7 +132,7 @@ func (r *rig) stop() {
 }
 
 // run runs something until the returned function is called.
-func run(t *testing.T, f func(context.Context) error) func() {
+func run(t testing.TB, f func(context.Context) error) func() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()
@@ -195,7 +195,7 @@ func (r *rig) prepare(spec lab.Spec, change func(*agent.Config)) *node {
 }
 
 // shortDir is a directory whose path leaves room for a unix socket.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sg") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
@@ -271,7 +271,7 @@ func (n *node) asBefore() {
 }
 
 // onlineKeys reads the keys of a controller's data directory.
-func onlineKeys(t *testing.T, dir string) soc.Online {
+func onlineKeys(t testing.TB, dir string) soc.Online {
 	t.Helper()
 	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
 	if err != nil {
@@ -295,7 +295,7 @@ func (r *rig) token(uses uint32, labels map[string]string) string {
 }
 
 // catalogue gives files of the catalogue by id; fixed-builds always among them.
-func catalogue(t *testing.T, ids ...string) []policydir.File {
+func catalogue(t testing.TB, ids ...string) []policydir.File {
 	t.Helper()
 	files, err := soc.Catalogue(ids...)
 	if err != nil {
@@ -445,7 +445,7 @@ type proxy struct {
 	conns  map[net.Conn]bool
 }
 
-func newProxy(t *testing.T, target string, life time.Duration) *proxy {
+func newProxy(t testing.TB, target string, life time.Duration) *proxy {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -514,7 +514,7 @@ func (p *proxy) cut() {
 func (p *proxy) addr() string { return p.ln.Addr().String() }
 
 // copyDir copies a directory tree of regular files.
-func copyDir(t *testing.T, from, to string) {
+func copyDir(t testing.TB, from, to string) {
 	t.Helper()
 	err := filepath.WalkDir(from, func(p string, e os.DirEntry, err error) error {
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/stopgap-em/stopgap/controller"
+	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
 // stats is what a child says of itself.
@@ -37,20 +38,8 @@ type stats struct {
 // self reads what the kernel knows of this process.
 func self() stats {
 	s := stats{Goroutines: runtime.NumGoroutine()}
-	if data, err := os.ReadFile("/proc/self/status"); err == nil {
-		for _, line := range strings.Split(string(data), "\n") {
-			if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				s.RSSKiB, _ = strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			}
-		}
-	}
-	if data, err := os.ReadFile("/proc/self/stat"); err == nil {
-		_, after, _ := strings.Cut(string(data), ") ")
-		f := strings.Fields(after)
-		const ticks = 100 // USER_HZ
-		user, _ := strconv.ParseFloat(f[11], 64)
-		system, _ := strconv.ParseFloat(f[12], 64)
-		s.CPUSeconds = (user + system) / ticks
+	if rss, cpu, err := procs.Usage(os.Getpid()); err == nil {
+		s.RSSKiB, s.CPUSeconds = rss, cpu.Seconds()
 	}
 	return s
 }

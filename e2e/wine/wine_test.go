@@ -4,6 +4,7 @@ package wine
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,11 +13,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
 // TestTheAgentThatShips plays the life of one server, in order: each step stands on the one before.
 func TestTheAgentThatShips(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, time.Second)
 	for _, s := range []struct {
 		name string
 		play func(w *world)
@@ -394,6 +397,50 @@ func (w *world) uninstallReverts() {
 	w.serviceIs("StopgapAgent", "")
 	w.asBefore()
 	w.servicesAsBefore()
+}
+
+// BenchmarkIdleAgent is what the service costs while nothing happens and the catalogue is applied, as the Linux kernel sees the Windows
+// process. Budget: 40 MiB, 0.5 % of a core.
+func BenchmarkIdleAgent(b *testing.B) {
+	w := newWorld(b, 0)
+	w.install()
+	w.must(w.publish(catalogue...))
+	w.expect("APPLIED", "", catalogue...)
+	pid, floor := w.process("stopgap-agent.exe run --service"), w.process("service MSExchangeTransport")
+	const idleFor = 70 * time.Second
+	for b.Loop() {
+		_, before, err := procs.Usage(pid)
+		w.must(err)
+		<-time.After(idleFor)
+		rss, after, err := procs.Usage(pid)
+		w.must(err)
+		base, _, err := procs.Usage(floor)
+		w.must(err)
+		b.ReportMetric(rss/1024, "MiB")
+		b.ReportMetric(base/1024, "MiB-of-a-service-that-does-nothing")
+		b.ReportMetric(100*(after-before).Seconds()/idleFor.Seconds(), "%core")
+	}
+}
+
+// process finds a Windows process by the end of its command line.
+func (w *world) process(commandLine string) int {
+	w.t.Helper()
+	pid := 0
+	w.eventually(func() error {
+		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, p := range all {
+			line, rerr := os.ReadFile(p)
+			text := strings.Trim(strings.NewReplacer("\x00", " ", `"`, "").Replace(string(line)), " ")
+			if rerr == nil && strings.HasSuffix(text, commandLine) {
+				_, err = fmt.Sscanf(p, "/proc/%d/cmdline", &pid)
+			}
+		}
+		if err == nil && pid == 0 {
+			err = errors.New("no process " + commandLine)
+		}
+		return err
+	})
+	return pid
 }
 
 // TestUnitTestsPassUnderWine runs the tests of the rooms that have code for Windows, as Windows programs.

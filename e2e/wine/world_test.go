@@ -48,7 +48,7 @@ var catalogue = []string{"CVE-2021-26855", "CVE-2021-26857", "CVE-2021-26858", "
 // world is a native controller and a Windows server.
 type world struct {
 	*Prefix
-	t      *testing.T
+	t      testing.TB
 	addr   string
 	soc    *soc.SOC
 	fleet  stopgapv1.FleetServiceClient
@@ -56,7 +56,7 @@ type world struct {
 	log    bytes.Buffer
 }
 
-func env(t *testing.T, name string) string {
+func env(t testing.TB, name string) string {
 	t.Helper()
 	v := os.Getenv(name)
 	if v == "" {
@@ -65,10 +65,10 @@ func env(t *testing.T, name string) string {
 	return v
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB, heartbeat time.Duration) *world {
 	t.Helper()
 	w := &world{t: t}
-	w.controller()
+	w.controller(heartbeat)
 	var err error
 	if w.Prefix, err = New(t.Context(), filepath.Join(t.TempDir(), "pfx")); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func (w *world) eventually(cond func() error) {
 }
 
 // controller starts a controller in this process and publishes an empty policy.
-func (w *world) controller() {
+func (w *world) controller(heartbeat time.Duration) {
 	data := filepath.Join(w.t.TempDir(), "controller")
 	op, err := controller.Init(data, "wine", []string{"127.0.0.1"})
 	w.must(err)
@@ -105,7 +105,7 @@ func (w *world) controller() {
 	w.must(err)
 	w.addr, err = procs.FreeAddr()
 	w.must(err)
-	c, err := controller.New(controller.Config{DataDir: data, Listen: w.addr, Heartbeat: time.Second,
+	c, err := controller.New(controller.Config{DataDir: data, Listen: w.addr, Heartbeat: heartbeat,
 		Logger: hclog.New(&hclog.LoggerOptions{Output: &w.log, Level: hclog.Warn})})
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -43,8 +43,8 @@ const (
 	poolWithin    = 2 * time.Minute
 	poolPoll      = 500 * time.Millisecond
 	appcmdTimeout = time.Minute
-	// servicePoll is how often Watch looks at services: two calls of a few microseconds each.
-	servicePoll = 5 * time.Second
+	// servicePoll is how often Watch looks at services.
+	servicePoll = 10 * time.Second
 )
 
 // Open opens this machine. stateDir is the agent's; proven backups of replaced files are kept below it.
