@@ -44,7 +44,7 @@ func image(section []byte, name string, dir int, dll bool) ([]byte, error) {
 	}
 	opt.DataDirectory[dir] = pe.DataDirectory{VirtualAddress: sectionRVA, Size: uint32(len(section))}
 	sec := pe.SectionHeader32{VirtualSize: uint32(len(section)), VirtualAddress: sectionRVA, SizeOfRawData: uint32(size), PointerToRawData: headerBytes,
-		Characteristics: pe.IMAGE_SCN_CNT_INITIALIZED_DATA | pe.IMAGE_SCN_MEM_READ}
+		Characteristics: pe.IMAGE_SCN_CNT_INITIALIZED_DATA | pe.IMAGE_SCN_MEM_READ} //nolint:misspell // its name
 	copy(sec.Name[:], name)
 	for _, part := range []any{
 		pe.FileHeader{Machine: pe.IMAGE_FILE_MACHINE_AMD64, NumberOfSections: 1, SizeOfOptionalHeader: uint16(binary.Size(opt)), Characteristics: characteristics},

@@ -84,7 +84,7 @@ func (w *world) install() {
 	w.connected()
 	w.eventually(func() error {
 		if _, err := w.Read(state + `\enrol-token`); !os.IsNotExist(err) {
-			return fmt.Errorf("the token is still there: %v", err)
+			return fmt.Errorf("the token is still there (%t)", err == nil)
 		}
 		return nil
 	})
@@ -183,7 +183,7 @@ func (w *world) drift() {
 	w.must(os.WriteFile(w.Path(rootConfig), w.before[w.Path(rootConfig)], 0o644))
 	w.eventually(func() error {
 		if now, err := w.Read(rootConfig); err != nil || string(now) != string(applied) {
-			return fmt.Errorf("not repaired (%v)", err)
+			return fmt.Errorf("not repaired (%w)", err)
 		}
 		return nil
 	})

@@ -127,7 +127,7 @@ func uninstall(o *options, stderr io.Writer) *cobra.Command {
 			reverting := revertFlag != "" && revertFlag != "0"
 			if _, err := os.Stat(filepath.Join(o.state, journal.File)); err != nil {
 				tellOnce("", event.UninstalledClean, "Stopgap Agent was removed. Nothing of it was applied on this server.")
-				return nil
+				return nil //nolint:nilerr // no journal: nothing was ever applied
 			}
 			done, err := agent.Uninstall(cmd.Context(), o.state, host, reverting, log)
 			undo := filepath.Join(o.state, journal.UndoFile)

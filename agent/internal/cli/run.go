@@ -156,9 +156,9 @@ func enrolled(ctx context.Context, cfg *agent.Config, s settings.Settings, tell 
 		case err == nil:
 			continue
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was told to stop
 		case errors.Is(err, errNoToken) && tell == nil: // somebody at a console
-			return nil // agent.New says what is missing
+			return nil //nolint:nilerr // agent.New says what is missing
 		}
 		cfg.Logger.Error("not enrolled", "error", err, "again_in", wait)
 		if err.Error() != told {

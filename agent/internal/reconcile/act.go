@@ -41,8 +41,8 @@ func (p *pass) act(ctx context.Context) error {
 			p.carryOut(ctx, w, unwritten)
 		}
 	}
-	if ctx.Err() != nil {
-		return nil // nothing failed: the pass was stopped
+	if err := ctx.Err(); err != nil {
+		return err // nothing failed: the pass was stopped
 	}
 	for _, w := range p.works {
 		if w.failed != nil && w.Want == Apply {

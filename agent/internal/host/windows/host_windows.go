@@ -43,6 +43,10 @@ const (
 	poolWithin    = 2 * time.Minute
 	poolPoll      = 500 * time.Millisecond
 	appcmdTimeout = time.Minute
+	// How long a service may take: for a step, and altogether.
+	servicePatience = 20 * time.Second
+	serviceLimit    = 3 * time.Minute
+	serviceStep     = 100 * time.Millisecond
 	// servicePoll is how often Watch looks at services.
 	servicePoll = 10 * time.Second
 )
@@ -53,8 +57,9 @@ func Open(stateDir string) (host.Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host windows: %w", err)
 	}
-	h := &Host{inetsrv: filepath.Join(system, "inetsrv"), services: newServices(winSCM{}), seen: map[string]host.Service{}}
+	h := &Host{inetsrv: filepath.Join(system, "inetsrv"), seen: map[string]host.Service{}}
 	h.replacer = replacer{fs: winFS{keep: filepath.Join(stateDir, "backups")}, within: replaceWithin, pause: replacePause}
+	h.services = services{scm: winSCM{}, patience: servicePatience, limit: serviceLimit, poll: serviceStep}
 	h.pools = pools{appcmd: h.appcmd, config: h.server, within: poolWithin, poll: poolPoll}
 	return h, nil
 }

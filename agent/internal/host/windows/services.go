@@ -60,10 +60,6 @@ type services struct {
 	patience, limit, poll time.Duration
 }
 
-func newServices(s scm) services {
-	return services{scm: s, patience: 20 * time.Second, limit: 3 * time.Minute, poll: 100 * time.Millisecond}
-}
-
 func startName(v uint32) string {
 	switch v {
 	case startAuto:
