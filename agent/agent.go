@@ -152,6 +152,7 @@ func (a *Agent) build() error {
 	if err := a.journal.Bind(machine, undoCommand(a.cfg.StateDir, a.cfg.Host)); err != nil {
 		return err
 	}
+	putBack(a.driver, a.journal, a.log)
 	if err := a.anchor(); err != nil {
 		return err
 	}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"runtime"
 	"sort"
 	"time"
 
@@ -74,7 +76,14 @@ func OpenStored(stateDir string, log hclog.Logger) (*Standalone, error) {
 }
 
 func undoCommand(stateDir, hostSpec string) string {
-	return fmt.Sprintf("stopgap-agent --state %q panic-revert --host %q", stateDir, hostSpec)
+	program, err := os.Executable()
+	if err != nil {
+		program = "stopgap-agent"
+	}
+	if runtime.GOOS == "windows" { // for a PowerShell
+		return fmt.Sprintf(`& "%s" --state "%s" panic-revert --host "%s"`, program, stateDir, hostSpec)
+	}
+	return fmt.Sprintf("%q --state %q panic-revert --host %q", program, stateDir, hostSpec)
 }
 
 // Close releases the journal.
@@ -286,6 +295,9 @@ func Uninstall(ctx context.Context, stateDir, hostSpec string, revert bool, log 
 		if err != nil {
 			return nil, err
 		}
+		if d, err := OpenHost(hostSpec, stateDir); err == nil {
+			putBack(d, s.journal, log)
+		}
 		r, err := frozenResponse(s.journal, false)
 		return r.GetInForce(), errors.Join(err, s.Close())
 	}
@@ -295,4 +307,20 @@ func Uninstall(ctx context.Context, stateDir, hostSpec string, revert bool, log 
 	}
 	done, err := reconcile.PanicRevert(ctx, s.driver, s.journal)
 	return done, errors.Join(err, s.Close())
+}
+
+// putBack reads every web.config that the journal knows of: a driver puts back one that a crash in the middle of replacing it left under
+// another name.
+func putBack(d host.Driver, j *journal.Journal, log hclog.Logger) {
+	changes, err := j.Changes()
+	for _, c := range changes {
+		for _, dir := range c.Prior.Files {
+			if _, name, rerr := d.WebConfig(dir); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+				err = errors.Join(err, fmt.Errorf("%s: %w", name, rerr))
+			}
+		}
+	}
+	if err != nil {
+		log.Error("a web.config can't be read", "error", err)
+	}
 }

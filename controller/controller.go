@@ -45,6 +45,8 @@ type Config struct {
 	MaxAgents int
 	// AgentCertificateLife is how long an agent's certificate is good; default 7 days. Agents renew at half of it.
 	AgentCertificateLife time.Duration
+	// RolloutTick is how often running rollouts look at the fleet; default 500 ms.
+	RolloutTick time.Duration
 	// RenewTimestamp is how often the policy's timestamp is renewed; default 20 minutes.
 	RenewTimestamp time.Duration
 	// Keys names where private keys stand, when not in DataDir.
@@ -202,9 +204,7 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	// Policy and fleet tell the rollout, the rollout tells the sessions; each is called only after all are made.
 	c.policy, err = policy.Load(ctx, policy.Config{Store: c.store, Snapshot: snapshot, Timestamp: timestamp, RenewEvery: c.cfg.RenewTimestamp,
 		Logger: log.Named("policy"), Changed: func() {
-			if !c.rollout.Recompute() {
-				c.sessions.Changed()
-			}
+			c.rollout.PolicyChanged(ctx)
 		}})
 	if err != nil {
 		return err
@@ -218,8 +218,12 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	if err != nil {
 		return err
 	}
-	c.rollout, err = rollout.New(ctx, rollout.Config{Fleet: authority.Fleet, Store: c.store, Policy: c.policy.Current, Agents: c.fleet,
-		Changed: func() { c.sessions.Changed() }})
+	c.rollout, err = rollout.New(ctx, rollout.Config{Fleet: authority.Fleet, Store: c.store, Policy: c.policy.Current, Agents: servers{c.fleet, registry},
+		Outcomes: c.store.Outcomes(), Changed: func() { c.sessions.Changed() }, Wake: func(ids []string) { c.sessions.Wake(ids) },
+		Told: func(id, phase, reason string) {
+			trail.Append(ctx, "controller", "rollout", id, "%s: %s", phase, reason)
+		},
+		Tick: c.cfg.RolloutTick, Logger: log.Named("rollout")})
 	if err != nil {
 		return err
 	}
@@ -234,8 +238,46 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 		Bundle: authority.Bundle, Logger: log.Named("enrollment")})
 	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: c.policy,
 		Rollout: c.rollout, Registry: registry, Audit: trail, Recheck: c.sessions.Recheck, Connected: c.sessions.Holds, Logger: log.Named("operator")}))
+	c.rollout.PolicyChanged(ctx)
 	trail.Append(ctx, "controller", "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
 	return nil
+}
+
+// servers is the fleet as rollouts see it: with labels, and without who is revoked.
+type servers struct {
+	*fleet.Fleet
+	registry *identity.Registry
+}
+
+// Servers implements rollout.Fleet.
+func (s servers) Servers() []rollout.Server {
+	var out []rollout.Server
+	s.Each(func(a *stopgapv1.Agent, connected bool) {
+		if srv, ok := s.server(a, connected); ok {
+			out = append(out, srv)
+		}
+	})
+	return out
+}
+
+// Server implements rollout.Fleet.
+func (s servers) Server(id string) (rollout.Server, bool) {
+	a, connected := s.Record(id)
+	if a == nil {
+		return rollout.Server{}, false
+	}
+	return s.server(a, connected)
+}
+
+func (s servers) server(a *stopgapv1.Agent, connected bool) (rollout.Server, bool) {
+	srv := rollout.Server{ID: a.GetId(), Name: a.GetName(), Facts: a.GetFacts(), Connected: connected}
+	if rec, ok := s.registry.Get(a.GetId()); ok {
+		if rec.Revoked != "" {
+			return srv, false
+		}
+		srv.Labels = rec.Labels
+	}
+	return srv, true
 }
 
 // Addr is the address it listens on.

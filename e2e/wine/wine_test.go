@@ -62,13 +62,13 @@ const versionKey = `HKLM\SOFTWARE\Microsoft\Windows NT\CurrentVersion`
 func (w *world) oldWindows() {
 	w.must(w.Reg(w.t.Context(), versionKey, "CurrentBuildNumber", "REG_SZ", "9600"))
 	log, err := w.msiexec("/i", w.msi("STOPGAP_WINE_MSI"), "CONTROLLER="+w.addr, "TOKEN="+w.token())
-	if s := w.ServiceState(w.t.Context(), "StopgapAgent"); err == nil || s != "" {
+	if s := w.ServiceState(w.t.Context(), "StopgapAgent"); err == nil || s != "" || !strings.Contains(log, "LaunchConditions. Return value 0") {
 		w.t.Errorf("msiexec: %v, service %q\n%s", err, s, tail([]byte(log)))
 	}
 	w.must(w.Reg(w.t.Context(), versionKey, "CurrentBuildNumber", "REG_SZ", "17763"))
 	w.must(w.Reg(w.t.Context(), `HKLM\SOFTWARE\Microsoft\ExchangeServer\v15\Setup`, "MsiProductMinor", "REG_DWORD", "0"))
 	log, err = w.msiexec("/i", w.msi("STOPGAP_WINE_MSI"), "CONTROLLER="+w.addr, "TOKEN="+w.token())
-	if s := w.ServiceState(w.t.Context(), "StopgapAgent"); err == nil || s != "" {
+	if s := w.ServiceState(w.t.Context(), "StopgapAgent"); err == nil || s != "" || !strings.Contains(log, "LaunchConditions. Return value 0") {
 		w.t.Errorf("Exchange 2013: msiexec: %v, service %q\n%s", err, s, tail([]byte(log)))
 	}
 	w.must(w.Reg(w.t.Context(), `HKLM\SOFTWARE\Microsoft\ExchangeServer\v15\Setup`, "MsiProductMinor", "REG_DWORD", "1"))
@@ -117,7 +117,7 @@ func (w *world) facts() {
 			w.t.Errorf("%s is %q, want %q", what, v[0], v[1])
 		}
 	}
-	if f.GetServicing() || f.GetHost() == "" || f.GetMachineId() == "" || !strings.Contains(f.GetWindowsBuild(), ".") && f.GetWindowsBuild() == "" {
+	if f.GetServicing() || f.GetHost() == "" || f.GetMachineId() == "" || !strings.HasPrefix(f.GetWindowsBuild(), "17763") {
 		w.t.Errorf("facts: %v", f)
 	}
 }
@@ -384,13 +384,22 @@ func (w *world) killAt(step uint64, on bool) bool {
 }
 
 func (w *world) uninstallReverts() {
-	_, err := w.Run(w.t.Context(), "sc", "start", "StopgapAgent")
-	w.must(err)
+	log, err := w.msiexec("/x", w.msi("STOPGAP_WINE_MSI_NEXT"), "REVERTMITIGATIONS=yes")
+	if s := w.ServiceState(w.t.Context(), "StopgapAgent"); err == nil || s == "" {
+		w.t.Errorf("neither 1 nor 0 was taken: %v, service %q\n%s", err, s, tail([]byte(log)))
+	}
+	w.eventually(func() error {
+		if s := w.ServiceState(w.t.Context(), "StopgapAgent"); s == "RUNNING" {
+			return nil
+		}
+		_, err := w.Run(w.t.Context(), "sc", "start", "StopgapAgent")
+		return err
+	})
 	w.serviceIs("StopgapAgent", "RUNNING")
 	w.connected()
 	w.must(w.publish(catalogue...))
 	w.expect("APPLIED", "", catalogue...)
-	log, err := w.msiexec("/x", w.msi("STOPGAP_WINE_MSI_NEXT"), "REVERTMITIGATIONS=1")
+	log, err = w.msiexec("/x", w.msi("STOPGAP_WINE_MSI_NEXT"), "REVERTMITIGATIONS=1")
 	if err != nil {
 		w.t.Fatalf("%v\n%s", err, tail([]byte(log)))
 	}

@@ -114,14 +114,14 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 // MakePrivateDir makes a directory, where it is not there, that nobody but its owner (on Windows: SYSTEM and Administrators) can look
 // into.
 func MakePrivateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	if err := private(dir); err != nil {
+	if err := makePrivate(dir); err != nil {
 		return fmt.Errorf("%s can't be kept from others: %w", dir, err)
 	}
 	return nil
 }
+
+// ErrPlanted is returned for a directory that somebody else made, who could read and change what is put there. Windows only.
+var ErrPlanted = errors.New("somebody who is no administrator made it: move it away")
 
 // WritePrivate replaces a file in one step that nobody but its owner (on Windows: SYSTEM and Administrators) can read.
 func WritePrivate(name string, data []byte) error { return ReplaceFile(name, data, 0o600) }

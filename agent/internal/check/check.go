@@ -31,7 +31,7 @@ import (
 type Config struct {
 	// Controller is host:port; Source says where that comes from, for people.
 	Controller, Source string
-	// TLS is what the agent would use.
+	// TLS is what the agent would use; nil when it has neither identity nor token: then what is shown can't be judged.
 	TLS *tls.Config
 	// Enrolled: there is a certificate to show. Without one the stream is not tried.
 	Enrolled bool
@@ -122,10 +122,7 @@ func (w *walk) names(ctx context.Context, source string) bool {
 func (w *walk) connect(ctx context.Context) net.Conn {
 	addr := w.cfg.Controller
 	if w.proxy != nil {
-		addr = w.proxy.Host
-		if w.proxy.Port() == "" {
-			addr = net.JoinHostPort(w.proxy.Hostname(), "80")
-		}
+		addr = w.proxyAddr()
 	}
 	d := net.Dialer{Timeout: w.cfg.Timeout}
 	conn, err := d.DialContext(ctx, "tcp", addr)
@@ -148,6 +145,13 @@ func (w *walk) connect(ctx context.Context) net.Conn {
 	}
 	w.ok("proxy CONNECT", "the proxy opened a tunnel to "+w.cfg.Controller)
 	return conn
+}
+
+func (w *walk) proxyAddr() string {
+	if w.proxy.Port() == "" {
+		return net.JoinHostPort(w.proxy.Hostname(), "80")
+	}
+	return w.proxy.Host
 }
 
 func (w *walk) tunnel(conn net.Conn) error {
@@ -177,7 +181,10 @@ func (w *walk) tunnel(conn net.Conn) error {
 func (w *walk) handshake(ctx context.Context, raw net.Conn) bool {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
 	defer cancel()
-	cfg := w.cfg.TLS.Clone()
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13}
+	if w.cfg.TLS != nil {
+		cfg = w.cfg.TLS.Clone()
+	}
 	if cfg.ServerName == "" {
 		cfg.ServerName = w.host
 	}
@@ -189,6 +196,9 @@ func (w *walk) handshake(ctx context.Context, raw net.Conn) bool {
 	cfg.VerifyPeerCertificate = nil
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		shown = cs.PeerCertificates[0]
+		if w.cfg.TLS == nil {
+			return nil
+		}
 		if verify != nil {
 			bad = verify(cs)
 			return nil
@@ -208,7 +218,9 @@ func (w *walk) handshake(ctx context.Context, raw net.Conn) bool {
 			w.fail("TLS", bad.Error()+"; "+what, w.certificateAdvice(bad))
 			return false
 		}
-		if err == nil {
+		if err == nil && w.cfg.TLS == nil {
+			w.report(Step{Name: "TLS", OK: true, Warning: true, Detail: what, Ask: "this server has no identity and no token: whether that is the controller can't be judged; ask the operators for its certificate's SHA-256"})
+		} else if err == nil {
 			w.ok("TLS", what)
 		}
 	}
@@ -250,7 +262,7 @@ func (w *walk) stream(ctx context.Context) bool {
 	if w.proxy != nil {
 		opts = append(opts, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			d := net.Dialer{Timeout: w.cfg.Timeout}
-			conn, err := d.DialContext(ctx, "tcp", w.proxy.Host)
+			conn, err := d.DialContext(ctx, "tcp", w.proxyAddr())
 			if err == nil {
 				err = w.tunnel(conn)
 			}

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"github.com/stopgap-em/stopgap/agent"
@@ -17,7 +19,9 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/service"
 	"github.com/stopgap-em/stopgap/agent/internal/settings"
 	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/clirun"
 	"github.com/stopgap-em/stopgap/shared/logging"
+	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 func install(o *options) *cobra.Command {
@@ -58,7 +62,7 @@ func install(o *options) *cobra.Command {
 			if err := service.Register(exe, delayed); err != nil {
 				return err
 			}
-			tellOnce("", event.Installed, "Stopgap Agent %s was installed.", shared.Version)
+			tellOnce(event.Installed, "Stopgap Agent %s was installed.", shared.Version)
 			if fromMSI || noStart {
 				return nil
 			}
@@ -82,25 +86,26 @@ func install(o *options) *cobra.Command {
 	return c
 }
 
-// aside moves a state directory away that somebody made who is no administrator: what is in it is not to be believed.
+// aside makes the state directory; one that somebody made who is no administrator is moved away first: what is in it is not to be
+// believed.
 func aside(state string) error {
-	bad, err := service.Untrusted(state)
-	if err != nil || !bad {
+	err := trust.MakePrivateDir(state)
+	if !errors.Is(err, trust.ErrPlanted) {
 		return err
 	}
 	to := fmt.Sprintf("%s.untrusted-%s", state, time.Now().UTC().Format("20060102T150405"))
-	if err := os.Rename(state, to); err != nil {
-		return fmt.Errorf("%s was made by somebody who is no administrator, and can't be moved away: %w", state, err)
+	if rerr := os.Rename(state, to); rerr != nil {
+		return errors.Join(err, rerr)
 	}
-	return nil
+	return trust.MakePrivateDir(state)
 }
 
-func tellOnce(also string, id event.ID, format string, args ...any) {
+func tellOnce(id event.ID, format string, args ...any) {
 	log, err := event.Open()
 	if err != nil {
 		return
 	}
-	event.NewTeller(log, quiet()).Tell(id, format+also, args...)
+	event.NewTeller(log, quiet()).Tell(id, format, args...)
 }
 
 func uninstall(o *options, stderr io.Writer) *cobra.Command {
@@ -115,6 +120,10 @@ func uninstall(o *options, stderr io.Writer) *cobra.Command {
 			"one of them can't be, the service stays. State and identity are kept for an agent that is installed again.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			reverting := revertFlag == "1"
+			if !reverting && revertFlag != "" && revertFlag != "0" {
+				return fmt.Errorf("%w: REVERTMITIGATIONS, --revert-mitigations: %q is neither 1 nor 0", clirun.ErrUsage, revertFlag)
+			}
 			if !fromMSI {
 				if err := service.Unregister(cmd.Context()); err != nil {
 					return err
@@ -124,32 +133,10 @@ func uninstall(o *options, stderr io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			reverting := revertFlag != "" && revertFlag != "0"
-			if _, err := os.Stat(filepath.Join(o.state, journal.File)); err != nil {
-				tellOnce("", event.UninstalledClean, "Stopgap Agent was removed. Nothing of it was applied on this server.")
-				return nil //nolint:nilerr // no journal: nothing was ever applied
+			if !gone(o.state, journal.File) || !gone(o.state, journal.PlainFile) {
+				return leave(cmd, o, host, reverting, fromMSI, log)
 			}
-			done, err := agent.Uninstall(cmd.Context(), o.state, host, reverting, log)
-			undo := filepath.Join(o.state, journal.UndoFile)
-			if err != nil {
-				if !fromMSI {
-					if exe, xerr := os.Executable(); xerr == nil {
-						err = errors.Join(err, service.Register(exe, false), service.Start())
-					}
-				}
-				return fmt.Errorf("not everything could be taken off, and the agent stays; see %s: %w", undo, err)
-			}
-			list := strings.Join(done, ", ")
-			if list == "" {
-				list = "nothing"
-			}
-			if reverting {
-				tellOnce("", event.UninstalledClean, "Stopgap Agent was removed. Taken off before: %s.", list)
-				fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", list)
-				return nil
-			}
-			tellOnce("", event.UninstalledKept, "Stopgap Agent was removed and looks after this server no more. Still applied: %s. %s says how to undo it by hand.", list, undo)
-			fmt.Fprintf(cmd.OutOrStdout(), "still applied: %s; see %s\n", list, undo)
+			tellOnce(event.UninstalledClean, "Stopgap Agent was removed. Nothing of it was applied on this server.")
 			return nil
 		},
 	}
@@ -160,6 +147,40 @@ func uninstall(o *options, stderr io.Writer) *cobra.Command {
 	_ = f.MarkHidden("from-msi")
 	hostFlag(c, &host)
 	return c
+}
+
+// gone says whether a file is certainly not there.
+func gone(dir, name string) bool {
+	_, err := os.Stat(filepath.Join(dir, name))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// leave takes off what is applied, or says what stays. Keeping never fails: an uninstallation must not hang on a damaged journal.
+func leave(cmd *cobra.Command, o *options, host string, reverting, fromMSI bool, log hclog.Logger) error {
+	done, err := agent.Uninstall(cmd.Context(), o.state, host, reverting, log)
+	undo := filepath.Join(o.state, journal.UndoFile)
+	list := strings.Join(done, ", ")
+	switch {
+	case err != nil && reverting:
+		if !fromMSI {
+			if exe, xerr := os.Executable(); xerr == nil {
+				err = errors.Join(err, service.Register(exe, false), service.Start())
+			}
+		}
+		return fmt.Errorf("not everything could be taken off, and the agent stays; see %s: %w", undo, err)
+	case err != nil:
+		list = "what " + undo + " lists (the journal can't be read: " + err.Error() + ")"
+	case list == "":
+		list = "nothing"
+	}
+	if reverting {
+		tellOnce(event.UninstalledClean, "Stopgap Agent was removed. Taken off before: %s.", list)
+		fmt.Fprintf(cmd.OutOrStdout(), "taken off: %s\n", list)
+		return nil
+	}
+	tellOnce(event.UninstalledKept, "Stopgap Agent was removed and looks after this server no more. Still applied: %s. %s says how to undo it by hand.", list, undo)
+	fmt.Fprintf(cmd.OutOrStdout(), "still applied: %s; see %s\n", list, undo)
+	return nil
 }
 
 var errSomethingFails = errors.New("the way to the controller does not work; the first hop that fails stands above")

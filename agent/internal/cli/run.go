@@ -67,7 +67,8 @@ func run(o *options, stderr io.Writer) *cobra.Command {
 				log.Warn("no event log; what happens stands here only", "error", err)
 			}
 			tell := event.NewTeller(events, log)
-			return service.Run(cmd.Context(), func(ctx context.Context) error {
+			// Not the context that signals end: a log-off sends one, and is no reason to stop.
+			return service.Run(context.WithoutCancel(cmd.Context()), func(ctx context.Context) error {
 				err := foreground(ctx, cfg, tell)
 				if err != nil {
 					log.Error("ended", "error", err)

@@ -74,7 +74,7 @@ func (p *Pass) Action(ref Ref, spec *stopgapv1.Action) (Action, error) {
 	case *stopgapv1.Action_UrlRewrite:
 		return &urlRewrite{p, ref, k.UrlRewrite}, nil
 	case *stopgapv1.Action_Service:
-		return &service{p.d, ref, k.Service}, nil
+		return &service{p.d, p.inForce, ref, k.Service}, nil
 	case *stopgapv1.Action_AppPool:
 		return &appPool{p, ref, k.AppPool}, nil
 	}
@@ -91,6 +91,7 @@ type entry struct {
 // somebody altered it.
 type file struct {
 	dir, name string
+	asked     bool    // IIS was, after it was written
 	disk      []byte  // as read
 	orig      []byte  // without anything of ours, as journaled; nil when nothing is
 	known     []entry // what the journal says may be in it
@@ -399,19 +400,25 @@ func (p *Pass) accepted(ctx context.Context, f *file, data []byte) error {
 	if len(f.staged) == 0 || p.server == nil {
 		return nil
 	}
-	for _, app := range p.server.Readers(f.dir) {
-		if key(app.Dir) != key(f.dir) {
-			continue
-		}
-		err := p.d.CheckConfig(ctx, app.String())
-		if err == nil {
-			continue
-		}
+	if err := p.askIIS(ctx, f.dir); err != nil {
 		if rerr := p.d.ReplaceWebConfig(ctx, f.dir, data, was); rerr != nil {
 			return failf("config-refused", "%v; and %s can't be put back: %v", err, f.name, rerr)
 		}
 		f.disk = was
 		return failf("config-refused", "%v; the file is as it was", err)
+	}
+	f.asked = true
+	return nil
+}
+
+// askIIS lets IIS read the applications that have a directory of their own web.config.
+func (p *Pass) askIIS(ctx context.Context, dir string) error {
+	for _, app := range p.server.Readers(dir) {
+		if key(app.Dir) == key(dir) {
+			if err := p.d.CheckConfig(ctx, app.String()); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

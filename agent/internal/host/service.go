@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -11,9 +12,20 @@ import (
 
 // service is the service action.
 type service struct {
-	d    Driver
-	ref  Ref
-	spec *stopgapv1.ServiceAction
+	d       Driver
+	inForce []Change
+	ref     Ref
+	spec    *stopgapv1.ServiceAction
+}
+
+// stoppedBy is another action that stopped this service with the one it holds; nil when none did.
+func (a *service) stoppedBy() *Change {
+	for i, c := range a.inForce {
+		if c.Ref != a.ref && slices.ContainsFunc(c.Prior.Dependents, func(d string) bool { return strings.EqualFold(d, a.spec.GetName()) }) {
+			return &a.inForce[i]
+		}
+	}
+	return nil
 }
 
 var _ Action = (*service)(nil)
@@ -61,6 +73,9 @@ func (a *service) Plan(ctx context.Context) (Plan, error) {
 		return Plan{}, err
 	}
 	p := Plan{Now: f, Prior: Prior{Service: &s}, Touches: []string{"stops service " + a.spec.GetName()}}
+	if s.Present && s.State == Stopped && a.stoppedBy() != nil {
+		p.Prior.Service.State = Running // so it was, before us
+	}
 	if !s.Present || s.State == Stopped {
 		return p, nil
 	}
@@ -107,15 +122,23 @@ func (a *service) Revert(ctx context.Context, prior Prior) error {
 	if err != nil {
 		return wrapf("service-unreadable", err, "service %s", a.spec.GetName())
 	}
-	if !s.Present || prior.Service == nil || !prior.Service.Present || a.theirs(s, prior.Service) {
+	if !s.Present || prior.Service == nil || !prior.Service.Present {
 		return nil
 	}
-	if s != *prior.Service {
-		if err := a.d.SetService(ctx, a.spec.GetName(), *prior.Service); err != nil {
+	want := *prior.Service
+	switch {
+	case a.theirs(s, prior.Service): // only what nobody else knows of
+		want = s
+		want.RecoverOnError = prior.Service.RecoverOnError
+	case a.stoppedBy() != nil: // it comes back with what it depends on
+		want.State = s.State
+	}
+	if s != want {
+		if err := a.d.SetService(ctx, a.spec.GetName(), want); err != nil {
 			return wrapf("service-failed", err, "service %s", a.spec.GetName())
 		}
 	}
-	if prior.Service.State != Running {
+	if want.State != Running {
 		return nil
 	}
 	return a.startDependents(ctx, prior.Dependents)
@@ -147,7 +170,7 @@ func (a *service) VerifyReverted(ctx context.Context, prior Prior) (string, erro
 		return "", wrapf("service-unreadable", err, "service %s", a.spec.GetName())
 	}
 	if !s.Present || prior.Service == nil || !prior.Service.Present || a.theirs(s, prior.Service) ||
-		s.StartType == prior.Service.StartType && (s.State == prior.Service.State || s.State == Running) {
+		s.StartType == prior.Service.StartType && (s.State == prior.Service.State || s.State == Running || a.stoppedBy() != nil) {
 		return "", nil
 	}
 	return fmt.Sprintf("service %s is still %s", a.spec.GetName(), s), nil

@@ -189,7 +189,7 @@ func (a *urlRewrite) Apply(context.Context) error {
 }
 
 // Verify implements Action.
-func (a *urlRewrite) Verify(context.Context) (Finding, error) {
+func (a *urlRewrite) Verify(ctx context.Context) (Finding, error) {
 	apps, err := a.targets()
 	if err != nil {
 		return Finding{}, err
@@ -212,6 +212,14 @@ func (a *urlRewrite) Verify(context.Context) (Finding, error) {
 		if in.Standing == iis.InPlace {
 			if err := a.p.check(&file{dir: app.Dir, name: name}, entry{a.ref, frag}, a.p.d); err != nil {
 				return out, err
+			}
+			if f, ok := a.p.files[key(app.Dir)]; !ok || !f.asked { // a crash came between writing and asking
+				if err := a.p.askIIS(ctx, app.Dir); err != nil {
+					return out, failf("config-refused", "%v", err)
+				}
+				if ok {
+					f.asked = true
+				}
 			}
 		}
 	}

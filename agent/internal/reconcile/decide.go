@@ -323,7 +323,7 @@ func (v View) applicable(d Decision, r *policy.Revision, item *stopgapv1.Assignm
 			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "prerequisite-missing", "needs agent >= %s, this is %s", want, shared.Version)
 		}
 	}
-	if !hasRole(doc, v.Facts) && inForce == 0 {
+	if !mitigation.HasRole(doc.Mitigation, v.Facts) && inForce == 0 {
 		return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "role", "for %s; this server is %s",
 			roleNames(doc.GetAppliesTo().GetRoles()), roleNames(v.Facts.GetRoles()))
 	}
@@ -336,7 +336,7 @@ func (v View) applicable(d Decision, r *policy.Revision, item *stopgapv1.Assignm
 			d.Alarm = "unknown-build"
 		}
 	} else {
-		if !inRange(doc, build) && inForce == 0 {
+		if !mitigation.InRange(doc.Mitigation, build) && inForce == 0 {
 			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE, "version", "not for Exchange build %s", build)
 		}
 		if out, final := v.fixed(d, doc, build, item, inForce, ref); final {
@@ -419,19 +419,7 @@ func (v View) inScope(r *policy.Revision) bool {
 	if r.Document == nil {
 		return true
 	}
-	b, err := exchange.ParseBuild(v.Facts.GetExchangeBuild())
-	return hasRole(r.Document, v.Facts) && (err != nil || inRange(r.Document, b))
-}
-
-func hasRole(doc *mitigation.Document, f *stopgapv1.Facts) bool {
-	for _, want := range doc.GetAppliesTo().GetRoles() {
-		for _, have := range f.GetRoles() {
-			if want == have {
-				return true
-			}
-		}
-	}
-	return false
+	return mitigation.Applies(r.Document.Mitigation, v.Facts)
 }
 
 func roleNames(rs []stopgapv1.Role) string {
@@ -444,22 +432,4 @@ func roleNames(rs []stopgapv1.Role) string {
 		names[i] = n[:1] + strings.ToLower(n[1:])
 	}
 	return strings.Join(names, ", ")
-}
-
-func inRange(doc *mitigation.Document, b exchange.Build) bool {
-	rs := doc.GetAppliesTo().GetExchange()
-	if len(rs) == 0 {
-		return true
-	}
-	for _, r := range rs {
-		if r.GetProduct() != b.Product() {
-			continue
-		}
-		from, errFrom := exchange.ParseBuild(r.GetFrom())
-		to, errTo := exchange.ParseBuild(r.GetTo())
-		if (r.GetFrom() == "" || errFrom == nil && b.Compare(from) >= 0) && (r.GetTo() == "" || errTo == nil && b.Compare(to) <= 0) {
-			return true
-		}
-	}
-	return false
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
@@ -43,10 +43,10 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 	for {
 		select {
 		case h.err = <-done:
-			if h.err != nil {
-				return true, 1
+			if h.err == nil {
+				h.err = errors.New("the agent ended without being told to")
 			}
-			return false, 0
+			return true, 1 // so that recovery actions start it again
 		case r := <-requests:
 			switch r.Cmd {
 			case svc.Interrogate:
@@ -144,8 +144,16 @@ func tune(delayed bool) error {
 		if err := s.SetRecoveryActionsOnNonCrashFailures(true); err != nil && !errors.Is(err, windows.ERROR_INVALID_LEVEL) { // Wine has none
 			return fmt.Errorf("recovery actions: %w", err)
 		}
-		if !delayed {
-			return nil
+		info := windows.SERVICE_DELAYED_AUTO_START_INFO{}
+		if delayed {
+			info.IsDelayedAutoStartUp = 1
+		}
+		err = windows.ChangeServiceConfig2(s.Handle, windows.SERVICE_CONFIG_DELAYED_AUTO_START_INFO, (*byte)(unsafe.Pointer(&info)))
+		if err == nil || !errors.Is(err, windows.ERROR_INVALID_LEVEL) || !delayed {
+			if errors.Is(err, windows.ERROR_INVALID_LEVEL) {
+				err = nil // Wine has none
+			}
+			return err
 		}
 		k, err := registry.OpenKey(registry.LOCAL_MACHINE, `SYSTEM\CurrentControlSet\Services\`+Name, registry.SET_VALUE)
 		if err != nil {
@@ -201,27 +209,4 @@ func Unregister(ctx context.Context) error {
 			}
 		}
 	})
-}
-
-// Untrusted says whether a directory that is there belongs to somebody who is neither SYSTEM, nor Administrators, nor us: anybody may make
-// directories below %ProgramData%, and whoever owns one decides who reads it.
-func Untrusted(dir string) (bool, error) {
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	sd, err := windows.GetNamedSecurityInfo(dir, windows.SE_FILE_OBJECT, windows.OWNER_SECURITY_INFORMATION)
-	if err != nil {
-		return false, err
-	}
-	owner, _, err := sd.Owner()
-	if err != nil {
-		return false, err
-	}
-	for _, t := range []windows.WELL_KNOWN_SID_TYPE{windows.WinLocalSystemSid, windows.WinBuiltinAdministratorsSid} {
-		if owner.IsWellKnown(t) {
-			return false, nil
-		}
-	}
-	u, err := windows.GetCurrentProcessToken().GetTokenUser()
-	return err == nil && !owner.Equals(u.User.Sid), err
 }

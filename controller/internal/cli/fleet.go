@@ -122,6 +122,12 @@ func showAgent(w io.Writer, r *stopgapv1.GetAgentResponse, f clirun.Format) erro
 	if err := l.Print(w, f); err != nil {
 		return err
 	}
+	for _, x := range r.GetExplanations() {
+		fmt.Fprintf(w, "  why %s:\n", p(x.GetMitigation()))
+		for _, s := range x.GetSteps() {
+			fmt.Fprintf(w, "    %s\n", p(s))
+		}
+	}
 	for _, rec := range r.GetOutcomes() {
 		for _, e := range rec.GetOutcome().GetEvidence() {
 			fmt.Fprintf(w, "  read back for %s: %s: %s", p(rec.GetOutcome().GetMitigation()), p(e.GetSubject()), p(e.GetFound()))

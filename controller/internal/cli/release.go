@@ -14,11 +14,14 @@ import (
 )
 
 func publish(o *options) *cobra.Command {
-	return &cobra.Command{
+	var strategy string
+	var planOnly bool
+	c := &cobra.Command{
 		Use:   "publish [DIR]",
 		Short: "Hand a signed policy directory to the controller, which verifies it before it stores it",
-		Long:  "The directory is checked here and again by the controller. What it allows is released to every server at once.",
-		Args:  cobra.MaximumNArgs(1),
+		Long: "The directory is checked here and again by the controller. Each revision that is new is released by a rollout with the strategy\n" +
+			"given, or the fleet's (`stopgap strategy list`); on a new fleet that is emergency: everybody at once.",
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := defaultDir()
 			if len(args) == 1 {
@@ -33,7 +36,7 @@ func publish(o *options) *cobra.Command {
 				return err
 			}
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := send(ctx, c, files)
+				r, err := send(ctx, c, files, strategy, planOnly)
 				if err != nil {
 					return fmt.Errorf("nothing was published: %w", err)
 				}
@@ -47,9 +50,12 @@ func publish(o *options) *cobra.Command {
 			})
 		},
 	}
+	c.Flags().StringVar(&strategy, "strategy", "", "strategy for what is new (default: the fleet's)")
+	c.Flags().BoolVar(&planOnly, "plan-only", false, "make rollouts and don't start them: `stopgap rollout start` does")
+	return c
 }
 
-func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte) (*stopgapv1.PublishResponse, error) {
+func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte, strategy string, planOnly bool) (*stopgapv1.PublishResponse, error) {
 	st, err := c.Publish(ctx)
 	if err != nil {
 		return nil, err
@@ -60,7 +66,7 @@ func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string]
 	}
 	sort.Strings(paths)
 	for _, p := range paths {
-		if err := st.Send(&stopgapv1.PublishRequest{Path: p, Content: files[p]}); err != nil {
+		if err := st.Send(&stopgapv1.PublishRequest{Path: p, Content: files[p], Strategy: strategy, PlanOnly: planOnly}); err != nil {
 			break // the status comes with CloseAndRecv
 		}
 	}

@@ -25,8 +25,9 @@ const (
 	// flushEvery collects changes of agents' records: ten thousand that connect at once are a few transactions.
 	flushEvery = 200 * time.Millisecond
 	flushBatch = 1000
-	// lostAfter is when an agent that was not heard counts as lost: two pull intervals.
-	lostAfter = 2 * time.Hour
+	// An agent without a stream is stale after staleAfter, and lost after lostAfter: what is known of it is that old.
+	staleAfter = 2 * time.Minute
+	lostAfter  = 24 * time.Hour
 	// Bounds on what an agent says about itself.
 	maxText   = 256
 	maxHealth = 32
@@ -318,6 +319,8 @@ func (r *record) view(now time.Time) *stopgapv1.Agent {
 	switch {
 	case r.connected:
 		a.Presence = stopgapv1.Presence_PRESENCE_CONNECTED
+	case now.Sub(a.GetLastSeen().AsTime()) < staleAfter:
+		a.Presence = stopgapv1.Presence_PRESENCE_AWAY
 	case now.Sub(a.GetLastSeen().AsTime()) < lostAfter:
 		a.Presence = stopgapv1.Presence_PRESENCE_STALE
 	default:
@@ -377,6 +380,25 @@ func (f *Fleet) Label(id string) (name, organisation string) {
 		return "", ""
 	}
 	return r.a.GetName(), r.a.GetFacts().GetOrganisation()
+}
+
+// Each calls f with every record. What it is given is not to be changed.
+func (f *Fleet) Each(do func(a *stopgapv1.Agent, connected bool)) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, r := range f.agents {
+		do(r.a, r.connected)
+	}
+}
+
+// Record gives one record, not to be changed; nil when there is none.
+func (f *Fleet) Record(id string) (a *stopgapv1.Agent, connected bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if r := f.agents[id]; r != nil {
+		return r.a, r.connected
+	}
+	return nil, false
 }
 
 // Ahead says how many agents hold a newer policy than a version, and the newest they name.

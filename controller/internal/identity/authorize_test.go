@@ -121,7 +121,7 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 		"an admin of another fleet": {foreign.person(trust.KindAdmin), ""},
 	}
 	changes := map[string]bool{"Publish": true, "SetRelease": true, "Recheck": true, "CreateToken": true, "RevokeToken": true, "RevokeAgent": true,
-		"ReenrollAgent": true, "Enroll": true, "RenewCertificate": true}
+		"ReenrollAgent": true, "Enroll": true, "RenewCertificate": true, "StartRollout": true, "ActOnRollout": true, "SetStrategy": true, "SetSwitch": true}
 	seen := 0
 	for _, file := range []protoreflect.FileDescriptor{stopgapv1.File_stopgap_v1_agent_proto, stopgapv1.File_stopgap_v1_fleet_proto} {
 		for i := range file.Services().Len() {

@@ -20,6 +20,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
 	"github.com/stopgap-em/stopgap/controller/internal/policy"
 	"github.com/stopgap-em/stopgap/controller/internal/rollout"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
@@ -70,15 +71,16 @@ func (s *Service) toStatus(err error) error {
 		return nil
 	case identity.ToStatus(err) != nil:
 		return identity.ToStatus(err)
-	case errors.As(err, &ps), errors.Is(err, policy.ErrMalformed), errors.Is(err, rollout.ErrReason):
+	case errors.As(err, &ps), errors.Is(err, policy.ErrMalformed), errors.Is(err, rollout.ErrReason), errors.Is(err, rollout.ErrSwitch), errors.Is(err, errStrategy):
 		code = codes.InvalidArgument
 	case errors.Is(err, policy.ErrUntrusted), errors.Is(err, policy.ErrFirstRoot):
 		code = codes.PermissionDenied
-	case errors.Is(err, policy.ErrOld), errors.Is(err, policy.ErrOnlineKeys), errors.Is(err, errNoPolicy):
+	case errors.Is(err, policy.ErrOld), errors.Is(err, policy.ErrOnlineKeys), errors.Is(err, errNoPolicy), errors.Is(err, engine.ErrVerb), errors.Is(err, rollout.ErrBuiltIn):
 		code = codes.FailedPrecondition
 	case errors.Is(err, policy.ErrImmutable):
 		code = codes.AlreadyExists
-	case errors.Is(err, policy.ErrNotFound), errors.Is(err, fleet.ErrNotFound), errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, policy.ErrNotFound), errors.Is(err, fleet.ErrNotFound), errors.Is(err, store.ErrNotFound),
+		errors.Is(err, rollout.ErrNoRollout), errors.Is(err, rollout.ErrNoStrategy):
 		code = codes.NotFound
 	case errors.Is(err, fleet.ErrAmbiguous):
 		code = codes.FailedPrecondition
@@ -110,6 +112,7 @@ func actor(ctx context.Context) string {
 // Publish implements FleetService.
 func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	var files []policy.File
+	strategy, planOnly := "", false
 	total := 0
 	for {
 		r, err := st.Recv()
@@ -125,10 +128,19 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 		if total += len(r.GetContent()); total > maxPublish {
 			return status.Errorf(codes.ResourceExhausted, "more than %d bytes in one publish", maxPublish)
 		}
+		if strategy == "" {
+			strategy = r.GetStrategy()
+		}
+		planOnly = planOnly || r.GetPlanOnly()
 		files = append(files, policy.File{Path: r.GetPath(), Content: r.GetContent()})
 	}
 	ctx := st.Context()
-	changes, err := s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
+	var changes []string
+	err := s.cfg.Rollout.With(strategy, planOnly, actor(ctx), func() error {
+		var err error
+		changes, err = s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
+		return err
+	})
 	if err != nil {
 		s.cfg.Audit.Append(ctx, actor(ctx), "publish-refused", "policy", "%v", err)
 		return s.toStatus(err)
@@ -223,7 +235,7 @@ func (s *Service) GetAgent(ctx context.Context, r *stopgapv1.GetAgentRequest) (*
 		return nil, s.toStatus(err)
 	}
 	s.label(recs)
-	return &stopgapv1.GetAgentResponse{Agent: s.identify(a), Outcomes: recs}, nil
+	return &stopgapv1.GetAgentResponse{Agent: s.identify(a), Outcomes: recs, Explanations: s.explain(a.GetId(), recs)}, nil
 }
 
 // identify adds what the registry knows.

@@ -1,7 +1,6 @@
-// Package rollout decides when a server gets what is in policy. Today it knows one strategy, `emergency` in one wave:
-// everything in policy is released to everybody at once, the newest revision of each mitigation, unless an operator holds it
-// back or wants it off. What it owns is those decisions, and the assignments: one for each organisation, encoded once for all
-// of its servers.
+// Package rollout decides when a server gets what is in policy. Revisions reach servers through rollouts (runner.go runs the pure
+// state machine of package engine); operators hold back, take off, and switch off (switches.go) over that. What comes of it is the
+// assignments: one for each class of servers that are given the same, encoded once for all of them.
 package rollout
 
 import (
@@ -11,13 +10,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/exchange"
@@ -29,6 +31,17 @@ import (
 type Fleet interface {
 	Organisations() []string
 	OrganisationFixed(organisation string, cves []string, table *exchange.Table) bool
+	// Servers gives every server that is not revoked; Server one of them.
+	Servers() []Server
+	Server(id string) (Server, bool)
+}
+
+// Server is one of the fleet, as a rollout sees it. What it points to is not changed.
+type Server struct {
+	ID, Name  string
+	Facts     *stopgapv1.Facts
+	Labels    map[string]string
+	Connected bool
 }
 
 // Config of a Rollout.
@@ -37,8 +50,16 @@ type Config struct {
 	Store  store.Store
 	Policy func() *policy.Current
 	Agents Fleet
-	// Changed is called after assignments changed.
+	// Outcomes is where reports come from.
+	Outcomes store.Outcomes
+	// Changed is called after assignments of many servers may have changed, Wake after those of some did.
 	Changed func()
+	Wake    func(ids []string)
+	// Told is called with each phase that a rollout comes into; for the audit log.
+	Told func(id, phase, reason string)
+	// Tick is how often running rollouts look at the fleet. Default 500 ms.
+	Tick   time.Duration
+	Logger hclog.Logger
 }
 
 // settle collects changes of facts: ten thousand servers that connect at once are a few computations.
@@ -52,10 +73,24 @@ type Rollout struct {
 
 	mu         sync.RWMutex
 	generation uint64
-	told       uint64 // the generation that everybody was told of
-	byOrg      map[string]assignment
-	releases   map[string]Decision // by id@revision
-	decisions  uint64              // counts changes of releases
+	content    uint64
+	classes    map[string]*class
+	fixed      map[string]map[string]bool // by organisation and id@revision
+	releases   map[string]Decision        // by id@revision
+	switches   []Switch
+	rollouts   []*live // newest first
+	strategies map[string]engine.Strategy
+	byDefault  string
+	number     uint64
+
+	step    sync.Mutex // one change of a rollout at a time
+	pending choice     // for the publish that is under way
+}
+
+// live is a rollout with the store's revision of it. The state is replaced, never changed in place.
+type live struct {
+	*engine.Rollout
+	revision int64
 }
 
 // Decision is what an operator decided about a revision.
@@ -68,14 +103,14 @@ type Decision struct {
 
 const kRelease = "release/"
 
-type assignment struct {
-	generation uint64
+// class is servers that are given the same.
+type class struct {
+	content    uint64
+	generation uint64 // of the encoded form
 	data       []byte
-	items      []*stopgapv1.AssignmentItem
-	version    uint64
-	decisions  uint64
-	stale      bool
 }
+
+const defaultTick = 500 * time.Millisecond
 
 // New makes a rollout. Its epoch is new with each start of the controller, so that one restored from a backup, whose
 // generations went back, starts over.
@@ -84,7 +119,11 @@ func New(ctx context.Context, cfg Config) (*Rollout, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
 	}
-	r := &Rollout{cfg: cfg, epoch: hex.EncodeToString(b[:]), kick: make(chan struct{}, 1), byOrg: map[string]assignment{}, releases: map[string]Decision{}}
+	if cfg.Tick == 0 {
+		cfg.Tick = defaultTick
+	}
+	r := &Rollout{cfg: cfg, epoch: hex.EncodeToString(b[:]), kick: make(chan struct{}, 1), classes: map[string]*class{}, fixed: map[string]map[string]bool{},
+		releases: map[string]Decision{}, strategies: map[string]engine.Strategy{}}
 	kvs, _, err := cfg.Store.List(ctx, kRelease)
 	if err != nil {
 		return nil, err
@@ -95,6 +134,9 @@ func New(ctx context.Context, cfg Config) (*Rollout, error) {
 			return nil, fmt.Errorf("rollout: %s: %w", kv.Key, err)
 		}
 		r.releases[strings.TrimPrefix(kv.Key, kRelease)] = d
+	}
+	if err := r.load(ctx); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
@@ -125,23 +167,22 @@ func (r *Rollout) Set(ctx context.Context, id string, revision uint32, d Decisio
 	} else {
 		r.releases[ref] = d
 	}
-	r.decisions++
 	r.mu.Unlock()
-	r.Recompute()
+	r.changed()
 	return nil
 }
 
-// Release is what was decided about a revision.
+// Release is what operators decided about a revision.
 func (r *Rollout) Release(ref string) Decision {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.releases[ref]
 }
 
-// choose gives the assignment's item for each mitigation: the newest revision that is not held back. Of one that is to be
-// taken off it names the next lower revision instead, or says that it is to go. One that is held back is not named at all,
-// so that who has it keeps it.
-func (r *Rollout) choose(cur *policy.Current) []*stopgapv1.AssignmentItem {
+// choose gives the item of each mitigation for one server, and tells why: the newest revision that is released to it and not held back.
+// Of one that is to be taken off it names the next lower revision instead, or says that it is to go. One that is held back, blocked or
+// not released is not named at all, so that who has it keeps it.
+func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step string)) []*stopgapv1.AssignmentItem {
 	byID := map[string][]*mitigation.Document{}
 	var order []string
 	for _, d := range cur.Sorted() { // by id and revision
@@ -150,58 +191,115 @@ func (r *Rollout) choose(cur *policy.Current) []*stopgapv1.AssignmentItem {
 		}
 		byID[d.GetId()] = append(byID[d.GetId()], d)
 	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	var items []*stopgapv1.AssignmentItem
 	for _, id := range order {
-		docs := byID[id]
-		why := ""
-		for i := len(docs) - 1; i >= 0; i-- {
-			d := docs[i]
-			dec := r.Release(d.Ref())
-			if dec.Release == stopgapv1.Release_RELEASE_HELD {
-				break
-			}
-			if dec.Release != stopgapv1.Release_RELEASE_REVERTED {
-				items = append(items, &stopgapv1.AssignmentItem{Mitigation: id, Revision: d.GetRevision(), Sha256: d.SHA256[:], Reason: why})
-				break
-			}
-			if why == "" {
-				why = d.Ref() + ": " + dec.Reason
-			}
-			if i == 0 {
-				newest := docs[len(docs)-1]
-				items = append(items, &stopgapv1.AssignmentItem{Mitigation: id, Revision: newest.GetRevision(), Sha256: newest.SHA256[:], Revert: true, Reason: why})
-			}
+		if sw := r.switchedOff(id, srv); sw != nil {
+			tell(id, fmt.Sprintf("switched off for %s by %s since %s (%s): nothing new is applied, what is applied stays", sw.Scope, sw.By, sw.Since.UTC().Format(time.DateTime), sw.Reason))
+			continue
+		}
+		if it := r.item(byID[id], srv, func(step string) { tell(id, step) }); it != nil {
+			it.OrganisationFixed = r.fixed[srv.Facts.GetOrganisation()][mitigation.Ref(id, it.GetRevision())]
+			items = append(items, it)
 		}
 	}
 	return items
 }
 
+// item chooses among the revisions of one mitigation, oldest first; nil: none is named. The caller holds the lock.
+func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string)) *stopgapv1.AssignmentItem {
+	name := func(d *mitigation.Document) *stopgapv1.AssignmentItem {
+		return &stopgapv1.AssignmentItem{Mitigation: d.GetId(), Revision: d.GetRevision(), Sha256: d.SHA256[:]}
+	}
+	var off *mitigation.Document // the newest that is to go
+	why := ""
+	goes := func(d *mitigation.Document, reason string) {
+		if off == nil {
+			off, why = d, d.Ref()+": "+reason
+		}
+	}
+	for i := len(docs) - 1; i >= 0; i-- {
+		d := docs[i]
+		switch dec := r.releases[d.Ref()]; dec.Release {
+		case stopgapv1.Release_RELEASE_HELD:
+			tell(fmt.Sprintf("%s is held back by %s: who has it keeps it", d.Ref(), dec.By))
+			return nil
+		case stopgapv1.Release_RELEASE_REVERTED:
+			tell(fmt.Sprintf("%s is to be taken off, by %s: %s", d.Ref(), dec.By, dec.Reason))
+			goes(d, dec.Reason)
+			continue
+		default:
+		}
+		give, x := r.gives(d, srv.ID)
+		switch give {
+		case engine.Target:
+			tell(fmt.Sprintf("%s is released by rollout %s (%s, %s)", d.Ref(), x.ID, x.Strategy.Name, x.Phase))
+			it := name(d)
+			it.Reason, it.Emergency = why, x.Strategy.Name == emergency
+			return it
+		case engine.Back:
+			tell(fmt.Sprintf("%s is taken back by rollout %s: %s", d.Ref(), x.ID, x.Reason))
+			goes(d, x.Reason)
+		case engine.Nothing:
+			if x == nil {
+				tell(d.Ref() + " is in policy, and no rollout releases it")
+			} else if m := x.Members[srv.ID]; m != nil {
+				tell(fmt.Sprintf("%s waits: rollout %s is in wave %d (%s), this server is in wave %d", d.Ref(), x.ID, x.Wave+1, x.Phase, m.Wave+1))
+			} else {
+				tell(fmt.Sprintf("%s is not released to this server by rollout %s (%s)", d.Ref(), x.ID, x.Phase))
+			}
+		}
+	}
+	if off == nil {
+		return nil
+	}
+	it := name(off)
+	it.Revert, it.Reason = true, why
+	return it
+}
+
+// Explain follows the decisions about every mitigation in policy for one server, by id.
+func (r *Rollout) Explain(id string) map[string][]string {
+	out := map[string][]string{}
+	srv, ok := r.cfg.Agents.Server(id)
+	if !ok {
+		return out
+	}
+	cur := r.cfg.Policy()
+	for _, d := range cur.Sorted() {
+		if !mitigation.Applies(d.Mitigation, srv.Facts) {
+			out[d.GetId()] = append(out[d.GetId()], d.Ref()+" is in policy, and not for this server (role or build)")
+		} else {
+			out[d.GetId()] = append(out[d.GetId()], d.Ref()+" is in policy, and for this server")
+		}
+	}
+	r.choose(cur, srv, func(id, step string) { out[id] = append(out[id], step) })
+	return out
+}
+
 // Epoch is the controller's epoch.
 func (r *Rollout) Epoch() string { return r.epoch }
 
-// FactsChanged makes the assignments of organisations stale: whoever asks next gets them made anew, and everybody else is
-// told soon.
-func (r *Rollout) FactsChanged(organisations []string) {
-	r.mu.Lock()
-	for _, o := range organisations {
-		if a, ok := r.byOrg[o]; ok {
-			a.stale = true
-			r.byOrg[o] = a
-		}
-	}
-	r.mu.Unlock()
+// FactsChanged says that facts of organisations changed on disk: whether all of one is fixed is looked at soon.
+func (r *Rollout) FactsChanged([]string) {
 	select {
 	case r.kick <- struct{}{}:
 	default:
 	}
 }
 
-// Run recomputes after changes of facts until ctx ends.
+// Run drives rollouts, and looks at organisations after changes of facts, until ctx ends.
 func (r *Rollout) Run(ctx context.Context) error {
+	tick := time.NewTicker(r.cfg.Tick)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-tick.C:
+			r.Look(ctx, time.Now())
+			continue
 		case <-r.kick:
 		}
 		select {
@@ -209,91 +307,111 @@ func (r *Rollout) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(settle):
 		}
-		r.Recompute()
+		if r.organisations() {
+			r.changed()
+		}
 	}
 }
 
 // Released says which revisions are released to everybody they are for.
 func (r *Rollout) Released() map[string]bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	out := map[string]bool{}
-	for _, it := range r.choose(r.cfg.Policy()) {
-		out[mitigation.Ref(it.GetMitigation(), it.GetRevision())] = !it.GetRevert()
+	byID := map[string][]*mitigation.Document{}
+	for _, d := range r.cfg.Policy().Sorted() {
+		byID[d.GetId()] = append(byID[d.GetId()], d)
+	}
+	for _, docs := range byID {
+		// A server that no rollout knows by name is given what everybody is.
+		if it := r.item(docs, Server{}, func(string) {}); it != nil {
+			out[mitigation.Ref(it.GetMitigation(), it.GetRevision())] = !it.GetRevert()
+		}
 	}
 	return out
 }
 
-// Recompute makes the assignments of every organisation anew, and tells if one changed; it says so too.
-func (r *Rollout) Recompute() bool {
-	cur := r.cfg.Policy()
-	for _, org := range r.cfg.Agents.Organisations() {
-		r.compute(cur, org)
+// PolicyChanged makes rollouts for what is new in policy, and tells everybody.
+func (r *Rollout) PolicyChanged(ctx context.Context) {
+	if err := r.adopt(ctx); err != nil {
+		r.cfg.Logger.Error("rollouts for what is new in policy can't be made; nothing of it is released", "error", err)
 	}
-	r.mu.Lock()
-	changed := r.generation != r.told // also by who asked meanwhile
-	r.told = r.generation
-	r.mu.Unlock()
-	if changed {
-		r.cfg.Changed()
-	}
-	return changed
+	r.organisations()
+	r.changed()
 }
 
-func (r *Rollout) compute(cur *policy.Current, org string) assignment {
+// changed makes every encoded assignment old, and tells everybody.
+func (r *Rollout) changed() {
+	r.mu.Lock()
+	r.generation++
+	r.mu.Unlock()
+	r.cfg.Changed()
+}
+
+// organisations looks which organisations are fixed for what, and says whether that changed.
+func (r *Rollout) organisations() bool {
+	cur := r.cfg.Policy()
 	var table *exchange.Table
 	if cur.Fixed != nil {
 		table = cur.Fixed.Table
 	}
-	r.mu.RLock()
-	decisions := r.decisions
-	r.mu.RUnlock()
-	items := r.choose(cur)
-	for _, it := range items {
-		d := cur.Documents[tufpolicy.DocumentPath(it.GetMitigation(), it.GetRevision())]
-		it.OrganisationFixed = mitigation.RemoveWhen(d.Mitigation) == stopgapv1.RemoveWhen_REMOVE_WHEN_ORGANISATION_FIXED &&
-			r.cfg.Agents.OrganisationFixed(org, d.GetCves(), table)
+	next := map[string]map[string]bool{}
+	for _, org := range r.cfg.Agents.Organisations() {
+		for _, d := range cur.Sorted() {
+			if mitigation.RemoveWhen(d.Mitigation) == stopgapv1.RemoveWhen_REMOVE_WHEN_ORGANISATION_FIXED && r.cfg.Agents.OrganisationFixed(org, d.GetCves(), table) {
+				if next[org] == nil {
+					next[org] = map[string]bool{}
+				}
+				next[org][d.Ref()] = true
+			}
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if old, ok := r.byOrg[org]; ok && (old.version > cur.Version || old.decisions > decisions || old.version == cur.Version && sameItems(old.items, items)) {
-		old.stale, old.decisions = false, max(old.decisions, decisions)
-		r.byOrg[org] = old
-		return old
-	}
-	r.generation++
-	data, err := proto.Marshal(&stopgapv1.Assignment{Fleet: r.cfg.Fleet, Organisation: org, ControllerEpoch: r.epoch,
-		Generation: r.generation, PolicyVersion: cur.Version, Items: items})
-	if err != nil {
-		return r.byOrg[org] // can't happen: organisation names are checked where they come in
-	}
-	a := assignment{generation: r.generation, data: data, items: items, version: cur.Version, decisions: decisions}
-	r.byOrg[org] = a
-	return a
-}
-
-func sameItems(a, b []*stopgapv1.AssignmentItem) bool {
-	if len(a) != len(b) {
+	if reflect.DeepEqual(next, r.fixed) {
 		return false
 	}
-	for i := range a {
-		if !proto.Equal(a[i], b[i]) {
-			return false
-		}
-	}
+	r.fixed = next
 	return true
 }
 
-// For gives the encoded assignment of an organisation and its generation; nil before anything was published.
-func (r *Rollout) For(org string) (data []byte, generation uint64) {
+// For gives the encoded assignment of a server, and what tells it from another one; nil before anything was published.
+func (r *Rollout) For(id string) (data []byte, content uint64) {
 	cur := r.cfg.Policy()
-	r.mu.RLock()
-	a, ok := r.byOrg[org]
-	decided := r.decisions
-	r.mu.RUnlock()
-	if !ok || a.stale || a.version < cur.Version || a.decisions < decided {
-		a = r.compute(cur, org)
-	}
-	if cur.Version == 0 {
+	srv, ok := r.cfg.Agents.Server(id)
+	if cur.Version == 0 || !ok {
 		return nil, 0
 	}
-	return a.data, a.generation
+	r.mu.RLock()
+	generation := r.generation
+	r.mu.RUnlock()
+	items := r.choose(cur, srv, func(string, string) {})
+	org := srv.Facts.GetOrganisation()
+	key := fmt.Sprintf("%s\x00%d", org, cur.Version)
+	for _, it := range items {
+		key += fmt.Sprintf("\x00%s %d %t %t %t %s", it.GetMitigation(), it.GetRevision(), it.GetRevert(), it.GetOrganisationFixed(), it.GetEmergency(), it.GetReason())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.classes[key]
+	if c == nil {
+		if len(r.classes) >= maxClasses { // of policies and rollouts that are gone
+			clear(r.classes)
+		}
+		r.content++
+		c = &class{content: r.content}
+		r.classes[key] = c
+	}
+	if c.data == nil || c.generation < generation {
+		data, err := proto.Marshal(&stopgapv1.Assignment{Fleet: r.cfg.Fleet, Organisation: org, ControllerEpoch: r.epoch,
+			Generation: generation + 1, PolicyVersion: cur.Version, Items: items})
+		if err != nil {
+			return nil, 0 // can't happen: organisation names are checked where they come in
+		}
+		c.data, c.generation = data, generation
+	}
+	return c.data, c.content
 }
+
+// maxClasses bounds the encoded assignments that are kept.
+const maxClasses = 4096

@@ -371,7 +371,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
 	}
 	x.mu.Lock()
-	x.id, x.instance, x.org = id, h.GetInstanceId(), h.GetFacts().GetOrganisation()
+	x.id, x.instance = id, h.GetInstanceId()
 	x.mu.Unlock()
 	s.live[id] = x
 	s.cfg.Fleet.Connected(h, true) // in the order in which streams come and go
@@ -449,6 +449,6 @@ func (s *Service) Pull(ctx context.Context, r *stopgapv1.PullRequest) (*stopgapv
 	if h.GetAttemptedError() == "" || h.GetAttemptedVersion() != version {
 		resp.PolicyUpdate = data
 	}
-	resp.Assignment, _ = s.cfg.Rollout.For(h.GetFacts().GetOrganisation())
+	resp.Assignment, _ = s.cfg.Rollout.For(h.GetAgentId())
 	return resp, nil
 }

@@ -36,7 +36,6 @@ type session struct {
 	svc      *Service
 	id       string
 	instance string
-	org      string
 	began    time.Time
 	stream   stream
 	done     chan struct{}
@@ -152,9 +151,9 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 		}
 	}
 	if sl.settled {
-		if data, generation := s.svc.cfg.Rollout.For(s.org); data != nil && generation != sl.assigned {
+		if data, content := s.svc.cfg.Rollout.For(s.id); data != nil && content != sl.assigned {
 			f.Assignment, some = data, true
-			sl.assigned = generation
+			sl.assigned = content
 		}
 	}
 	if sl.heartbeat {
@@ -211,7 +210,7 @@ func (s *session) frame(f *stopgapv1.ConnectRequest) error {
 	if facts := f.GetFacts(); facts != nil {
 		s.svc.cfg.Fleet.Facts(s.id, facts)
 		s.mu.Lock()
-		s.org, s.slot.settled = facts.GetOrganisation(), false
+		s.slot.settled = false
 		s.mu.Unlock()
 		s.wake()
 	}

@@ -1054,7 +1054,10 @@ type AssignmentItem struct {
 	// Take it off. The agent does so only as far as signed policy permits the controller (permits.controllerRevert).
 	Revert bool `protobuf:"varint,5,opt,name=revert,proto3" json:"revert,omitempty"`
 	// Why, for people; with revert.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Released to everybody at once: where the document does not say what to do when a probe fails, a CRITICAL mitigation stays and
+	// alarms.
+	Emergency     bool `protobuf:"varint,7,opt,name=emergency,proto3" json:"emergency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1129,6 +1132,13 @@ func (x *AssignmentItem) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *AssignmentItem) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
 }
 
 // PolicyAck: the agent holds this, on its disk.
@@ -1816,7 +1826,7 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12%\n" +
 	"\x0epolicy_version\x18\x05 \x01(\x04R\rpolicyVersion\x120\n" +
-	"\x05items\x18\x06 \x03(\v2\x1a.stopgap.v1.AssignmentItemR\x05items\"\xc3\x01\n" +
+	"\x05items\x18\x06 \x03(\v2\x1a.stopgap.v1.AssignmentItemR\x05items\"\xe1\x01\n" +
 	"\x0eAssignmentItem\x12\x1e\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\tR\n" +
@@ -1825,7 +1835,8 @@ const file_stopgap_v1_agent_proto_rawDesc = "" +
 	"\x06sha256\x18\x03 \x01(\fR\x06sha256\x12-\n" +
 	"\x12organisation_fixed\x18\x04 \x01(\bR\x11organisationFixed\x12\x16\n" +
 	"\x06revert\x18\x05 \x01(\bR\x06revert\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"q\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1c\n" +
+	"\temergency\x18\a \x01(\bR\temergency\"q\n" +
 	"\tPolicyAck\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12'\n" +
 	"\x0ftargets_version\x18\x02 \x01(\x04R\x0etargetsVersion\x12!\n" +

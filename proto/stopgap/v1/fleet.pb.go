@@ -88,10 +88,12 @@ const (
 	Presence_PRESENCE_UNSPECIFIED Presence = 0
 	// A stream stands and its heartbeats come.
 	Presence_PRESENCE_CONNECTED Presence = 1
-	// No stream; last seen less than two hours ago (the pull interval and some).
+	// No stream for two minutes and more: what is known of it is as old as it was last seen.
 	Presence_PRESENCE_STALE Presence = 2
-	// Nothing for longer than that.
+	// Nothing for a day.
 	Presence_PRESENCE_LOST Presence = 3
+	// No stream for less than two minutes: it may be connecting again.
+	Presence_PRESENCE_AWAY Presence = 4
 )
 
 // Enum value maps for Presence.
@@ -101,12 +103,14 @@ var (
 		1: "PRESENCE_CONNECTED",
 		2: "PRESENCE_STALE",
 		3: "PRESENCE_LOST",
+		4: "PRESENCE_AWAY",
 	}
 	Presence_value = map[string]int32{
 		"PRESENCE_UNSPECIFIED": 0,
 		"PRESENCE_CONNECTED":   1,
 		"PRESENCE_STALE":       2,
 		"PRESENCE_LOST":        3,
+		"PRESENCE_AWAY":        4,
 	}
 )
 
@@ -143,7 +147,11 @@ type PublishRequest struct {
 	// `metadata/<version>.root.json`, `metadata/<version>.targets.json`, or `targets/` and the path of a document.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Its exact bytes.
-	Content       []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	Content []byte `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	// Strategy for the revisions that are new; the fleet's when it is empty. The first message that names one counts.
+	Strategy string `protobuf:"bytes,3,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Make the rollout and don't start it. In the first message.
+	PlanOnly      bool `protobuf:"varint,4,opt,name=plan_only,json=planOnly,proto3" json:"plan_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +198,20 @@ func (x *PublishRequest) GetContent() []byte {
 		return x.Content
 	}
 	return nil
+}
+
+func (x *PublishRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *PublishRequest) GetPlanOnly() bool {
+	if x != nil {
+		return x.PlanOnly
+	}
+	return false
 }
 
 // PublishResponse says what changed.
@@ -1781,7 +1803,9 @@ type GetAgentResponse struct {
 	// The agent.
 	Agent *Agent `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
 	// Its current outcomes, by mitigation.
-	Outcomes      []*OutcomeRecord `protobuf:"bytes,2,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	Outcomes []*OutcomeRecord `protobuf:"bytes,2,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	// Why each mitigation is in its state, decision by decision.
+	Explanations  []*Explanation `protobuf:"bytes,3,rep,name=explanations,proto3" json:"explanations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1830,6 +1854,68 @@ func (x *GetAgentResponse) GetOutcomes() []*OutcomeRecord {
 	return nil
 }
 
+func (x *GetAgentResponse) GetExplanations() []*Explanation {
+	if x != nil {
+		return x.Explanations
+	}
+	return nil
+}
+
+// Explanation follows the decisions about one mitigation on one server, in their order; the first that says no ends it.
+type Explanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier of the mitigation.
+	Mitigation string `protobuf:"bytes,1,opt,name=mitigation,proto3" json:"mitigation,omitempty"`
+	// One line for each decision.
+	Steps         []string `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Explanation) GetMitigation() string {
+	if x != nil {
+		return x.Mitigation
+	}
+	return ""
+}
+
+func (x *Explanation) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 // OutcomeRecord is an outcome as the controller recorded it.
 type OutcomeRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1853,7 +1939,7 @@ type OutcomeRecord struct {
 
 func (x *OutcomeRecord) Reset() {
 	*x = OutcomeRecord{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1951,7 @@ func (x *OutcomeRecord) String() string {
 func (*OutcomeRecord) ProtoMessage() {}
 
 func (x *OutcomeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[27]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1964,7 @@ func (x *OutcomeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutcomeRecord.ProtoReflect.Descriptor instead.
 func (*OutcomeRecord) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{27}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OutcomeRecord) GetAgentId() string {
@@ -1943,7 +2029,7 @@ type ListOutcomesRequest struct {
 
 func (x *ListOutcomesRequest) Reset() {
 	*x = ListOutcomesRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2041,7 @@ func (x *ListOutcomesRequest) String() string {
 func (*ListOutcomesRequest) ProtoMessage() {}
 
 func (x *ListOutcomesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[28]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2054,7 @@ func (x *ListOutcomesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOutcomesRequest.ProtoReflect.Descriptor instead.
 func (*ListOutcomesRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{28}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListOutcomesRequest) GetMitigation() string {
@@ -1998,7 +2084,7 @@ type ListOutcomesResponse struct {
 
 func (x *ListOutcomesResponse) Reset() {
 	*x = ListOutcomesResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2096,7 @@ func (x *ListOutcomesResponse) String() string {
 func (*ListOutcomesResponse) ProtoMessage() {}
 
 func (x *ListOutcomesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[29]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2109,7 @@ func (x *ListOutcomesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOutcomesResponse.ProtoReflect.Descriptor instead.
 func (*ListOutcomesResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{29}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListOutcomesResponse) GetRecord() *OutcomeRecord {
@@ -2051,7 +2137,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2149,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[30]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2162,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{30}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchRequest) GetAfterRevision() uint64 {
@@ -2099,7 +2185,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2197,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[31]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2210,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{31}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchResponse) GetRevision() uint64 {
@@ -2152,7 +2238,7 @@ type RecheckRequest struct {
 
 func (x *RecheckRequest) Reset() {
 	*x = RecheckRequest{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2250,7 @@ func (x *RecheckRequest) String() string {
 func (*RecheckRequest) ProtoMessage() {}
 
 func (x *RecheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[32]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2263,7 @@ func (x *RecheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecheckRequest.ProtoReflect.Descriptor instead.
 func (*RecheckRequest) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{32}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RecheckRequest) GetId() string {
@@ -2198,7 +2284,7 @@ type RecheckResponse struct {
 
 func (x *RecheckResponse) Reset() {
 	*x = RecheckResponse{}
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2296,7 @@ func (x *RecheckResponse) String() string {
 func (*RecheckResponse) ProtoMessage() {}
 
 func (x *RecheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stopgap_v1_fleet_proto_msgTypes[33]
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2309,7 @@ func (x *RecheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecheckResponse.ProtoReflect.Descriptor instead.
 func (*RecheckResponse) Descriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{33}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RecheckResponse) GetAsked() uint32 {
@@ -2233,15 +2319,1340 @@ func (x *RecheckResponse) GetAsked() uint32 {
 	return 0
 }
 
+type RolloutItem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier of the mitigation.
+	Mitigation string `protobuf:"bytes,1,opt,name=mitigation,proto3" json:"mitigation,omitempty"`
+	// Revision.
+	Revision      uint32 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutItem) Reset() {
+	*x = RolloutItem{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutItem) ProtoMessage() {}
+
+func (x *RolloutItem) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutItem.ProtoReflect.Descriptor instead.
+func (*RolloutItem) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RolloutItem) GetMitigation() string {
+	if x != nil {
+		return x.Mitigation
+	}
+	return ""
+}
+
+func (x *RolloutItem) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type RolloutMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server.
+	AgentId string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	// Its name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Its wave, from 1.
+	Wave uint32 `protobuf:"varint,3,opt,name=wave,proto3" json:"wave,omitempty"`
+	// `waiting`, `released`, `applied`, `ok`, `failed`, `silent`, `declined`, `skipped`.
+	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	// Why, for people.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Since when, by the rollout's clock.
+	Since *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	// The wave waits for it: it was connected when the wave began.
+	Counted       bool `protobuf:"varint,7,opt,name=counted,proto3" json:"counted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutMember) Reset() {
+	*x = RolloutMember{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutMember) ProtoMessage() {}
+
+func (x *RolloutMember) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutMember.ProtoReflect.Descriptor instead.
+func (*RolloutMember) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RolloutMember) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *RolloutMember) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RolloutMember) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *RolloutMember) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RolloutMember) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RolloutMember) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *RolloutMember) GetCounted() bool {
+	if x != nil {
+		return x.Counted
+	}
+	return false
+}
+
+type Rollout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier: R and a number.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What is released.
+	Items []*RolloutItem `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// Name of the strategy.
+	Strategy string `protobuf:"bytes,3,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Who made it.
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// When.
+	Created *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created,proto3" json:"created,omitempty"`
+	// `PLANNED`, `RUNNING`, `BAKING`, `WAITING_APPROVAL`, `PAUSED`, `HALTED`, `REVERTING`, `REVERTED`, `COMPLETED`, `SUPERSEDED`.
+	Phase string `protobuf:"bytes,6,opt,name=phase,proto3" json:"phase,omitempty"`
+	// Present wave, from 1.
+	Wave uint32 `protobuf:"varint,7,opt,name=wave,proto3" json:"wave,omitempty"`
+	// Number of waves.
+	Waves uint32 `protobuf:"varint,8,opt,name=waves,proto3" json:"waves,omitempty"`
+	// Why it is in this phase, and what it waits for.
+	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Since when it is in this phase.
+	Since *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`
+	// When something happens by itself; absent: nothing does.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Servers by state; empty once it is released to everybody.
+	Counts map[string]uint32 `protobuf:"bytes,12,rep,name=counts,proto3" json:"counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The strategy as it was when this began, JSON.
+	StrategyJson string `protobuf:"bytes,13,opt,name=strategy_json,json=strategyJson,proto3" json:"strategy_json,omitempty"`
+	// What is known to break or to look broken, from the documents.
+	SideEffects   []string `protobuf:"bytes,14,rep,name=side_effects,json=sideEffects,proto3" json:"side_effects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Rollout) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Rollout) GetItems() []*RolloutItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *Rollout) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *Rollout) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Rollout) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Rollout) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Rollout) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *Rollout) GetWaves() uint32 {
+	if x != nil {
+		return x.Waves
+	}
+	return 0
+}
+
+func (x *Rollout) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Rollout) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Rollout) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Rollout) GetCounts() map[string]uint32 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Rollout) GetStrategyJson() string {
+	if x != nil {
+		return x.StrategyJson
+	}
+	return ""
+}
+
+func (x *Rollout) GetSideEffects() []string {
+	if x != nil {
+		return x.SideEffects
+	}
+	return nil
+}
+
+type PlanRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is to be released.
+	Items []*RolloutItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// Strategy; empty: the fleet's.
+	Strategy      string `protobuf:"bytes,2,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRolloutRequest) Reset() {
+	*x = PlanRolloutRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRolloutRequest) ProtoMessage() {}
+
+func (x *PlanRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRolloutRequest.ProtoReflect.Descriptor instead.
+func (*PlanRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PlanRolloutRequest) GetItems() []*RolloutItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *PlanRolloutRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+type PlanRolloutResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who would be in which wave.
+	Members []*RolloutMember `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	// The id it would have: waves depend on it.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// Strategy, JSON.
+	StrategyJson  string `protobuf:"bytes,3,opt,name=strategy_json,json=strategyJson,proto3" json:"strategy_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRolloutResponse) Reset() {
+	*x = PlanRolloutResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRolloutResponse) ProtoMessage() {}
+
+func (x *PlanRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRolloutResponse.ProtoReflect.Descriptor instead.
+func (*PlanRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *PlanRolloutResponse) GetMembers() []*RolloutMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *PlanRolloutResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PlanRolloutResponse) GetStrategyJson() string {
+	if x != nil {
+		return x.StrategyJson
+	}
+	return ""
+}
+
+type StartRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is released.
+	Items []*RolloutItem `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// Strategy; empty: the fleet's.
+	Strategy string `protobuf:"bytes,2,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Make it and don't start it.
+	PlanOnly      bool `protobuf:"varint,3,opt,name=plan_only,json=planOnly,proto3" json:"plan_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRolloutRequest) Reset() {
+	*x = StartRolloutRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutRequest) ProtoMessage() {}
+
+func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
+func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *StartRolloutRequest) GetItems() []*RolloutItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetPlanOnly() bool {
+	if x != nil {
+		return x.PlanOnly
+	}
+	return false
+}
+
+type StartRolloutResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rollout.
+	Rollout       *Rollout `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRolloutResponse) Reset() {
+	*x = StartRolloutResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutResponse) ProtoMessage() {}
+
+func (x *StartRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutResponse.ProtoReflect.Descriptor instead.
+func (*StartRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *StartRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ActOnRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// `start`, `pause`, `resume`, `approve`, `halt`, `revert`, `finish-now`.
+	Verb string `protobuf:"bytes,2,opt,name=verb,proto3" json:"verb,omitempty"`
+	// Why; revert and finish-now need it.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActOnRolloutRequest) Reset() {
+	*x = ActOnRolloutRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActOnRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActOnRolloutRequest) ProtoMessage() {}
+
+func (x *ActOnRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActOnRolloutRequest.ProtoReflect.Descriptor instead.
+func (*ActOnRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ActOnRolloutRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ActOnRolloutRequest) GetVerb() string {
+	if x != nil {
+		return x.Verb
+	}
+	return ""
+}
+
+func (x *ActOnRolloutRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ActOnRolloutResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rollout after it.
+	Rollout       *Rollout `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActOnRolloutResponse) Reset() {
+	*x = ActOnRolloutResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActOnRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActOnRolloutResponse) ProtoMessage() {}
+
+func (x *ActOnRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActOnRolloutResponse.ProtoReflect.Descriptor instead.
+func (*ActOnRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ActOnRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ListRolloutsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsRequest) Reset() {
+	*x = ListRolloutsRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsRequest) ProtoMessage() {}
+
+func (x *ListRolloutsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsRequest.ProtoReflect.Descriptor instead.
+func (*ListRolloutsRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{44}
+}
+
+type ListRolloutsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Rollouts      []*Rollout `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsResponse) Reset() {
+	*x = ListRolloutsResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsResponse) ProtoMessage() {}
+
+func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
+func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
+	if x != nil {
+		return x.Rollouts
+	}
+	return nil
+}
+
+type GetRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutRequest) Reset() {
+	*x = GetRolloutRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutRequest) ProtoMessage() {}
+
+func (x *GetRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutRequest.ProtoReflect.Descriptor instead.
+func (*GetRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *GetRolloutRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetRolloutResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rollout.
+	Rollout *Rollout `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	// Its servers, by wave and name; none once it is released to everybody.
+	Members       []*RolloutMember `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutResponse) Reset() {
+	*x = GetRolloutResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutResponse) ProtoMessage() {}
+
+func (x *GetRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutResponse.ProtoReflect.Descriptor instead.
+func (*GetRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *GetRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+func (x *GetRolloutResponse) GetMembers() []*RolloutMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+type ListStrategiesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStrategiesRequest) Reset() {
+	*x = ListStrategiesRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStrategiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStrategiesRequest) ProtoMessage() {}
+
+func (x *ListStrategiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStrategiesRequest.ProtoReflect.Descriptor instead.
+func (*ListStrategiesRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{48}
+}
+
+type ListStrategiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Strategies, JSON, by name.
+	StrategiesJson []string `protobuf:"bytes,1,rep,name=strategies_json,json=strategiesJson,proto3" json:"strategies_json,omitempty"`
+	// The one for what is published.
+	DefaultName   string `protobuf:"bytes,2,opt,name=default_name,json=defaultName,proto3" json:"default_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStrategiesResponse) Reset() {
+	*x = ListStrategiesResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStrategiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStrategiesResponse) ProtoMessage() {}
+
+func (x *ListStrategiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStrategiesResponse.ProtoReflect.Descriptor instead.
+func (*ListStrategiesResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListStrategiesResponse) GetStrategiesJson() []string {
+	if x != nil {
+		return x.StrategiesJson
+	}
+	return nil
+}
+
+func (x *ListStrategiesResponse) GetDefaultName() string {
+	if x != nil {
+		return x.DefaultName
+	}
+	return ""
+}
+
+type SetStrategyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A strategy, JSON, at most 64 KiB; empty: none is stored.
+	StrategyJson string `protobuf:"bytes,1,opt,name=strategy_json,json=strategyJson,proto3" json:"strategy_json,omitempty"`
+	// Name of one to delete.
+	Delete string `protobuf:"bytes,2,opt,name=delete,proto3" json:"delete,omitempty"`
+	// Name of the one for what is published from now on.
+	MakeDefault   string `protobuf:"bytes,3,opt,name=make_default,json=makeDefault,proto3" json:"make_default,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStrategyRequest) Reset() {
+	*x = SetStrategyRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStrategyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStrategyRequest) ProtoMessage() {}
+
+func (x *SetStrategyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStrategyRequest.ProtoReflect.Descriptor instead.
+func (*SetStrategyRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *SetStrategyRequest) GetStrategyJson() string {
+	if x != nil {
+		return x.StrategyJson
+	}
+	return ""
+}
+
+func (x *SetStrategyRequest) GetDelete() string {
+	if x != nil {
+		return x.Delete
+	}
+	return ""
+}
+
+func (x *SetStrategyRequest) GetMakeDefault() string {
+	if x != nil {
+		return x.MakeDefault
+	}
+	return ""
+}
+
+type SetStrategyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetStrategyResponse) Reset() {
+	*x = SetStrategyResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetStrategyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetStrategyResponse) ProtoMessage() {}
+
+func (x *SetStrategyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetStrategyResponse.ProtoReflect.Descriptor instead.
+func (*SetStrategyResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *SetStrategyResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type Switch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mitigation that is blocked; empty: everything is.
+	Mitigation string `protobuf:"bytes,1,opt,name=mitigation,proto3" json:"mitigation,omitempty"`
+	// `fleet`, `label KEY=VALUE` or `agent ID`.
+	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who.
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// Since when.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Switch) Reset() {
+	*x = Switch{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Switch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Switch) ProtoMessage() {}
+
+func (x *Switch) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Switch.ProtoReflect.Descriptor instead.
+func (*Switch) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Switch) GetMitigation() string {
+	if x != nil {
+		return x.Mitigation
+	}
+	return ""
+}
+
+func (x *Switch) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Switch) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Switch) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Switch) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type SetSwitchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mitigation; empty: everything.
+	Mitigation string `protobuf:"bytes,1,opt,name=mitigation,proto3" json:"mitigation,omitempty"`
+	// Label, KEY=VALUE; with neither label nor agent it is the whole fleet.
+	Label string `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	// Server: id, unique prefix, or name.
+	Agent string `protobuf:"bytes,3,opt,name=agent,proto3" json:"agent,omitempty"`
+	// True: nothing new is applied. False: it may be again.
+	Off bool `protobuf:"varint,4,opt,name=off,proto3" json:"off,omitempty"`
+	// Why.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSwitchRequest) Reset() {
+	*x = SetSwitchRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSwitchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSwitchRequest) ProtoMessage() {}
+
+func (x *SetSwitchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSwitchRequest.ProtoReflect.Descriptor instead.
+func (*SetSwitchRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SetSwitchRequest) GetMitigation() string {
+	if x != nil {
+		return x.Mitigation
+	}
+	return ""
+}
+
+func (x *SetSwitchRequest) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *SetSwitchRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *SetSwitchRequest) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *SetSwitchRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type SetSwitchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The scope.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Servers it is about.
+	Servers       uint32 `protobuf:"varint,2,opt,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSwitchResponse) Reset() {
+	*x = SetSwitchResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSwitchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSwitchResponse) ProtoMessage() {}
+
+func (x *SetSwitchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSwitchResponse.ProtoReflect.Descriptor instead.
+func (*SetSwitchResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *SetSwitchResponse) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *SetSwitchResponse) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
+type ListSwitchesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSwitchesRequest) Reset() {
+	*x = ListSwitchesRequest{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSwitchesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSwitchesRequest) ProtoMessage() {}
+
+func (x *ListSwitchesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSwitchesRequest.ProtoReflect.Descriptor instead.
+func (*ListSwitchesRequest) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{55}
+}
+
+type ListSwitchesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is switched off.
+	Switches      []*Switch `protobuf:"bytes,1,rep,name=switches,proto3" json:"switches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSwitchesResponse) Reset() {
+	*x = ListSwitchesResponse{}
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSwitchesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSwitchesResponse) ProtoMessage() {}
+
+func (x *ListSwitchesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stopgap_v1_fleet_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSwitchesResponse.ProtoReflect.Descriptor instead.
+func (*ListSwitchesResponse) Descriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ListSwitchesResponse) GetSwitches() []*Switch {
+	if x != nil {
+		return x.Switches
+	}
+	return nil
+}
+
 var File_stopgap_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\n" +
 	"\x16stopgap/v1/fleet.proto\x12\n" +
-	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\x1a\x16stopgap/v1/types.proto\">\n" +
+	"stopgap.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bstopgap/v1/mitigation.proto\x1a\x16stopgap/v1/types.proto\"w\n" +
 	"\x0ePublishRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"\xce\x01\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\x12\x1a\n" +
+	"\bstrategy\x18\x03 \x01(\tR\bstrategy\x12\x1b\n" +
+	"\tplan_only\x18\x04 \x01(\bR\bplanOnly\"\xce\x01\n" +
 	"\x0fPublishResponse\x12%\n" +
 	"\x0epolicy_version\x18\x01 \x01(\x04R\rpolicyVersion\x12\x18\n" +
 	"\achanges\x18\x02 \x03(\tR\achanges\x12!\n" +
@@ -2361,10 +3772,16 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x12ListAgentsResponse\x12'\n" +
 	"\x05agent\x18\x01 \x01(\v2\x11.stopgap.v1.AgentR\x05agent\"!\n" +
 	"\x0fGetAgentRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"r\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xaf\x01\n" +
 	"\x10GetAgentResponse\x12'\n" +
 	"\x05agent\x18\x01 \x01(\v2\x11.stopgap.v1.AgentR\x05agent\x125\n" +
-	"\boutcomes\x18\x02 \x03(\v2\x19.stopgap.v1.OutcomeRecordR\boutcomes\"\x8b\x02\n" +
+	"\boutcomes\x18\x02 \x03(\v2\x19.stopgap.v1.OutcomeRecordR\boutcomes\x12;\n" +
+	"\fexplanations\x18\x03 \x03(\v2\x17.stopgap.v1.ExplanationR\fexplanations\"C\n" +
+	"\vExplanation\x12\x1e\n" +
+	"\n" +
+	"mitigation\x18\x01 \x01(\tR\n" +
+	"mitigation\x12\x14\n" +
+	"\x05steps\x18\x02 \x03(\tR\x05steps\"\x8b\x02\n" +
 	"\rOutcomeRecord\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x1d\n" +
 	"\n" +
@@ -2391,17 +3808,109 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x0eRecheckRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"'\n" +
 	"\x0fRecheckResponse\x12\x14\n" +
-	"\x05asked\x18\x01 \x01(\rR\x05asked*`\n" +
+	"\x05asked\x18\x01 \x01(\rR\x05asked\"I\n" +
+	"\vRolloutItem\x12\x1e\n" +
+	"\n" +
+	"mitigation\x18\x01 \x01(\tR\n" +
+	"mitigation\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\rR\brevision\"\xcc\x01\n" +
+	"\rRolloutMember\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04wave\x18\x03 \x01(\rR\x04wave\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\acounted\x18\a \x01(\bR\acounted\"\xa8\x04\n" +
+	"\aRollout\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12-\n" +
+	"\x05items\x18\x02 \x03(\v2\x17.stopgap.v1.RolloutItemR\x05items\x12\x1a\n" +
+	"\bstrategy\x18\x03 \x01(\tR\bstrategy\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x124\n" +
+	"\acreated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x14\n" +
+	"\x05phase\x18\x06 \x01(\tR\x05phase\x12\x12\n" +
+	"\x04wave\x18\a \x01(\rR\x04wave\x12\x14\n" +
+	"\x05waves\x18\b \x01(\rR\x05waves\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x120\n" +
+	"\x05since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x126\n" +
+	"\bdeadline\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x127\n" +
+	"\x06counts\x18\f \x03(\v2\x1f.stopgap.v1.Rollout.CountsEntryR\x06counts\x12#\n" +
+	"\rstrategy_json\x18\r \x01(\tR\fstrategyJson\x12!\n" +
+	"\fside_effects\x18\x0e \x03(\tR\vsideEffects\x1a9\n" +
+	"\vCountsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"_\n" +
+	"\x12PlanRolloutRequest\x12-\n" +
+	"\x05items\x18\x01 \x03(\v2\x17.stopgap.v1.RolloutItemR\x05items\x12\x1a\n" +
+	"\bstrategy\x18\x02 \x01(\tR\bstrategy\"\x7f\n" +
+	"\x13PlanRolloutResponse\x123\n" +
+	"\amembers\x18\x01 \x03(\v2\x19.stopgap.v1.RolloutMemberR\amembers\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12#\n" +
+	"\rstrategy_json\x18\x03 \x01(\tR\fstrategyJson\"}\n" +
+	"\x13StartRolloutRequest\x12-\n" +
+	"\x05items\x18\x01 \x03(\v2\x17.stopgap.v1.RolloutItemR\x05items\x12\x1a\n" +
+	"\bstrategy\x18\x02 \x01(\tR\bstrategy\x12\x1b\n" +
+	"\tplan_only\x18\x03 \x01(\bR\bplanOnly\"E\n" +
+	"\x14StartRolloutResponse\x12-\n" +
+	"\arollout\x18\x01 \x01(\v2\x13.stopgap.v1.RolloutR\arollout\"Q\n" +
+	"\x13ActOnRolloutRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04verb\x18\x02 \x01(\tR\x04verb\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"E\n" +
+	"\x14ActOnRolloutResponse\x12-\n" +
+	"\arollout\x18\x01 \x01(\v2\x13.stopgap.v1.RolloutR\arollout\"\x15\n" +
+	"\x13ListRolloutsRequest\"G\n" +
+	"\x14ListRolloutsResponse\x12/\n" +
+	"\brollouts\x18\x01 \x03(\v2\x13.stopgap.v1.RolloutR\brollouts\"#\n" +
+	"\x11GetRolloutRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"x\n" +
+	"\x12GetRolloutResponse\x12-\n" +
+	"\arollout\x18\x01 \x01(\v2\x13.stopgap.v1.RolloutR\arollout\x123\n" +
+	"\amembers\x18\x02 \x03(\v2\x19.stopgap.v1.RolloutMemberR\amembers\"\x17\n" +
+	"\x15ListStrategiesRequest\"d\n" +
+	"\x16ListStrategiesResponse\x12'\n" +
+	"\x0fstrategies_json\x18\x01 \x03(\tR\x0estrategiesJson\x12!\n" +
+	"\fdefault_name\x18\x02 \x01(\tR\vdefaultName\"t\n" +
+	"\x12SetStrategyRequest\x12#\n" +
+	"\rstrategy_json\x18\x01 \x01(\tR\fstrategyJson\x12\x16\n" +
+	"\x06delete\x18\x02 \x01(\tR\x06delete\x12!\n" +
+	"\fmake_default\x18\x03 \x01(\tR\vmakeDefault\")\n" +
+	"\x13SetStrategyResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x98\x01\n" +
+	"\x06Switch\x12\x1e\n" +
+	"\n" +
+	"mitigation\x18\x01 \x01(\tR\n" +
+	"mitigation\x12\x14\n" +
+	"\x05scope\x18\x02 \x01(\tR\x05scope\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x88\x01\n" +
+	"\x10SetSwitchRequest\x12\x1e\n" +
+	"\n" +
+	"mitigation\x18\x01 \x01(\tR\n" +
+	"mitigation\x12\x14\n" +
+	"\x05label\x18\x02 \x01(\tR\x05label\x12\x14\n" +
+	"\x05agent\x18\x03 \x01(\tR\x05agent\x12\x10\n" +
+	"\x03off\x18\x04 \x01(\bR\x03off\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"C\n" +
+	"\x11SetSwitchResponse\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x18\n" +
+	"\aservers\x18\x02 \x01(\rR\aservers\"\x15\n" +
+	"\x13ListSwitchesRequest\"F\n" +
+	"\x14ListSwitchesResponse\x12.\n" +
+	"\bswitches\x18\x01 \x03(\v2\x12.stopgap.v1.SwitchR\bswitches*`\n" +
 	"\aRelease\x12\x17\n" +
 	"\x13RELEASE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10RELEASE_RELEASED\x10\x01\x12\x10\n" +
 	"\fRELEASE_HELD\x10\x02\x12\x14\n" +
-	"\x10RELEASE_REVERTED\x10\x03*c\n" +
+	"\x10RELEASE_REVERTED\x10\x03*v\n" +
 	"\bPresence\x12\x18\n" +
 	"\x14PRESENCE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PRESENCE_CONNECTED\x10\x01\x12\x12\n" +
 	"\x0ePRESENCE_STALE\x10\x02\x12\x11\n" +
-	"\rPRESENCE_LOST\x10\x032\xc9\b\n" +
+	"\rPRESENCE_LOST\x10\x03\x12\x11\n" +
+	"\rPRESENCE_AWAY\x10\x042\xa5\x0e\n" +
 	"\fFleetService\x12D\n" +
 	"\aPublish\x12\x1a.stopgap.v1.PublishRequest\x1a\x1b.stopgap.v1.PublishResponse(\x01\x12K\n" +
 	"\n" +
@@ -2418,7 +3927,17 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"ListTokens\x12\x1d.stopgap.v1.ListTokensRequest\x1a\x1e.stopgap.v1.ListTokensResponse\x12N\n" +
 	"\vRevokeToken\x12\x1e.stopgap.v1.RevokeTokenRequest\x1a\x1f.stopgap.v1.RevokeTokenResponse\x12N\n" +
 	"\vRevokeAgent\x12\x1e.stopgap.v1.RevokeAgentRequest\x1a\x1f.stopgap.v1.RevokeAgentResponse\x12T\n" +
-	"\rReenrollAgent\x12 .stopgap.v1.ReenrollAgentRequest\x1a!.stopgap.v1.ReenrollAgentResponse\x12H\n" +
+	"\rReenrollAgent\x12 .stopgap.v1.ReenrollAgentRequest\x1a!.stopgap.v1.ReenrollAgentResponse\x12N\n" +
+	"\vPlanRollout\x12\x1e.stopgap.v1.PlanRolloutRequest\x1a\x1f.stopgap.v1.PlanRolloutResponse\x12Q\n" +
+	"\fStartRollout\x12\x1f.stopgap.v1.StartRolloutRequest\x1a .stopgap.v1.StartRolloutResponse\x12Q\n" +
+	"\fActOnRollout\x12\x1f.stopgap.v1.ActOnRolloutRequest\x1a .stopgap.v1.ActOnRolloutResponse\x12Q\n" +
+	"\fListRollouts\x12\x1f.stopgap.v1.ListRolloutsRequest\x1a .stopgap.v1.ListRolloutsResponse\x12K\n" +
+	"\n" +
+	"GetRollout\x12\x1d.stopgap.v1.GetRolloutRequest\x1a\x1e.stopgap.v1.GetRolloutResponse\x12W\n" +
+	"\x0eListStrategies\x12!.stopgap.v1.ListStrategiesRequest\x1a\".stopgap.v1.ListStrategiesResponse\x12N\n" +
+	"\vSetStrategy\x12\x1e.stopgap.v1.SetStrategyRequest\x1a\x1f.stopgap.v1.SetStrategyResponse\x12H\n" +
+	"\tSetSwitch\x12\x1c.stopgap.v1.SetSwitchRequest\x1a\x1d.stopgap.v1.SetSwitchResponse\x12Q\n" +
+	"\fListSwitches\x12\x1f.stopgap.v1.ListSwitchesRequest\x1a .stopgap.v1.ListSwitchesResponse\x12H\n" +
 	"\tListAudit\x12\x1c.stopgap.v1.ListAuditRequest\x1a\x1d.stopgap.v1.ListAuditResponseB:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
 
 var (
@@ -2434,7 +3953,7 @@ func file_stopgap_v1_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_stopgap_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_stopgap_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_stopgap_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_stopgap_v1_fleet_proto_goTypes = []any{
 	(Release)(0),                    // 0: stopgap.v1.Release
 	(Presence)(0),                   // 1: stopgap.v1.Presence
@@ -2465,86 +3984,145 @@ var file_stopgap_v1_fleet_proto_goTypes = []any{
 	(*ListAgentsResponse)(nil),      // 26: stopgap.v1.ListAgentsResponse
 	(*GetAgentRequest)(nil),         // 27: stopgap.v1.GetAgentRequest
 	(*GetAgentResponse)(nil),        // 28: stopgap.v1.GetAgentResponse
-	(*OutcomeRecord)(nil),           // 29: stopgap.v1.OutcomeRecord
-	(*ListOutcomesRequest)(nil),     // 30: stopgap.v1.ListOutcomesRequest
-	(*ListOutcomesResponse)(nil),    // 31: stopgap.v1.ListOutcomesResponse
-	(*WatchRequest)(nil),            // 32: stopgap.v1.WatchRequest
-	(*WatchResponse)(nil),           // 33: stopgap.v1.WatchResponse
-	(*RecheckRequest)(nil),          // 34: stopgap.v1.RecheckRequest
-	(*RecheckResponse)(nil),         // 35: stopgap.v1.RecheckResponse
-	nil,                             // 36: stopgap.v1.Token.LabelsEntry
-	nil,                             // 37: stopgap.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 38: stopgap.v1.Agent.LabelsEntry
-	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
-	(*Mitigation)(nil),              // 40: stopgap.v1.Mitigation
-	(OutcomeState)(0),               // 41: stopgap.v1.OutcomeState
-	(*Facts)(nil),                   // 42: stopgap.v1.Facts
-	(*Health)(nil),                  // 43: stopgap.v1.Health
-	(*Outcome)(nil),                 // 44: stopgap.v1.Outcome
+	(*Explanation)(nil),             // 29: stopgap.v1.Explanation
+	(*OutcomeRecord)(nil),           // 30: stopgap.v1.OutcomeRecord
+	(*ListOutcomesRequest)(nil),     // 31: stopgap.v1.ListOutcomesRequest
+	(*ListOutcomesResponse)(nil),    // 32: stopgap.v1.ListOutcomesResponse
+	(*WatchRequest)(nil),            // 33: stopgap.v1.WatchRequest
+	(*WatchResponse)(nil),           // 34: stopgap.v1.WatchResponse
+	(*RecheckRequest)(nil),          // 35: stopgap.v1.RecheckRequest
+	(*RecheckResponse)(nil),         // 36: stopgap.v1.RecheckResponse
+	(*RolloutItem)(nil),             // 37: stopgap.v1.RolloutItem
+	(*RolloutMember)(nil),           // 38: stopgap.v1.RolloutMember
+	(*Rollout)(nil),                 // 39: stopgap.v1.Rollout
+	(*PlanRolloutRequest)(nil),      // 40: stopgap.v1.PlanRolloutRequest
+	(*PlanRolloutResponse)(nil),     // 41: stopgap.v1.PlanRolloutResponse
+	(*StartRolloutRequest)(nil),     // 42: stopgap.v1.StartRolloutRequest
+	(*StartRolloutResponse)(nil),    // 43: stopgap.v1.StartRolloutResponse
+	(*ActOnRolloutRequest)(nil),     // 44: stopgap.v1.ActOnRolloutRequest
+	(*ActOnRolloutResponse)(nil),    // 45: stopgap.v1.ActOnRolloutResponse
+	(*ListRolloutsRequest)(nil),     // 46: stopgap.v1.ListRolloutsRequest
+	(*ListRolloutsResponse)(nil),    // 47: stopgap.v1.ListRolloutsResponse
+	(*GetRolloutRequest)(nil),       // 48: stopgap.v1.GetRolloutRequest
+	(*GetRolloutResponse)(nil),      // 49: stopgap.v1.GetRolloutResponse
+	(*ListStrategiesRequest)(nil),   // 50: stopgap.v1.ListStrategiesRequest
+	(*ListStrategiesResponse)(nil),  // 51: stopgap.v1.ListStrategiesResponse
+	(*SetStrategyRequest)(nil),      // 52: stopgap.v1.SetStrategyRequest
+	(*SetStrategyResponse)(nil),     // 53: stopgap.v1.SetStrategyResponse
+	(*Switch)(nil),                  // 54: stopgap.v1.Switch
+	(*SetSwitchRequest)(nil),        // 55: stopgap.v1.SetSwitchRequest
+	(*SetSwitchResponse)(nil),       // 56: stopgap.v1.SetSwitchResponse
+	(*ListSwitchesRequest)(nil),     // 57: stopgap.v1.ListSwitchesRequest
+	(*ListSwitchesResponse)(nil),    // 58: stopgap.v1.ListSwitchesResponse
+	nil,                             // 59: stopgap.v1.Token.LabelsEntry
+	nil,                             // 60: stopgap.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 61: stopgap.v1.Agent.LabelsEntry
+	nil,                             // 62: stopgap.v1.Rollout.CountsEntry
+	(*timestamppb.Timestamp)(nil),   // 63: google.protobuf.Timestamp
+	(*Mitigation)(nil),              // 64: stopgap.v1.Mitigation
+	(OutcomeState)(0),               // 65: stopgap.v1.OutcomeState
+	(*Facts)(nil),                   // 66: stopgap.v1.Facts
+	(*Health)(nil),                  // 67: stopgap.v1.Health
+	(*Outcome)(nil),                 // 68: stopgap.v1.Outcome
 }
 var file_stopgap_v1_fleet_proto_depIdxs = []int32{
 	0,  // 0: stopgap.v1.SetReleaseRequest.release:type_name -> stopgap.v1.Release
-	39, // 1: stopgap.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	36, // 2: stopgap.v1.Token.labels:type_name -> stopgap.v1.Token.LabelsEntry
-	37, // 3: stopgap.v1.CreateTokenRequest.labels:type_name -> stopgap.v1.CreateTokenRequest.LabelsEntry
+	63, // 1: stopgap.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	59, // 2: stopgap.v1.Token.labels:type_name -> stopgap.v1.Token.LabelsEntry
+	60, // 3: stopgap.v1.CreateTokenRequest.labels:type_name -> stopgap.v1.CreateTokenRequest.LabelsEntry
 	6,  // 4: stopgap.v1.CreateTokenResponse.info:type_name -> stopgap.v1.Token
 	6,  // 5: stopgap.v1.ListTokensResponse.tokens:type_name -> stopgap.v1.Token
-	39, // 6: stopgap.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	63, // 6: stopgap.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
 	17, // 7: stopgap.v1.ListAuditResponse.entries:type_name -> stopgap.v1.AuditEntry
 	22, // 8: stopgap.v1.ListMitigationsResponse.mitigations:type_name -> stopgap.v1.MitigationSummary
-	39, // 9: stopgap.v1.ListMitigationsResponse.targets_expire:type_name -> google.protobuf.Timestamp
-	39, // 10: stopgap.v1.ListMitigationsResponse.root_expires:type_name -> google.protobuf.Timestamp
-	40, // 11: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
+	63, // 9: stopgap.v1.ListMitigationsResponse.targets_expire:type_name -> google.protobuf.Timestamp
+	63, // 10: stopgap.v1.ListMitigationsResponse.root_expires:type_name -> google.protobuf.Timestamp
+	64, // 11: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
 	23, // 12: stopgap.v1.MitigationSummary.counts:type_name -> stopgap.v1.StateCount
 	0,  // 13: stopgap.v1.MitigationSummary.release:type_name -> stopgap.v1.Release
-	41, // 14: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
-	42, // 15: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
+	65, // 14: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
+	66, // 15: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
 	1,  // 16: stopgap.v1.Agent.presence:type_name -> stopgap.v1.Presence
-	39, // 17: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	43, // 18: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
-	38, // 19: stopgap.v1.Agent.labels:type_name -> stopgap.v1.Agent.LabelsEntry
-	39, // 20: stopgap.v1.Agent.certificate_expires:type_name -> google.protobuf.Timestamp
+	63, // 17: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	67, // 18: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
+	61, // 19: stopgap.v1.Agent.labels:type_name -> stopgap.v1.Agent.LabelsEntry
+	63, // 20: stopgap.v1.Agent.certificate_expires:type_name -> google.protobuf.Timestamp
 	24, // 21: stopgap.v1.ListAgentsResponse.agent:type_name -> stopgap.v1.Agent
 	24, // 22: stopgap.v1.GetAgentResponse.agent:type_name -> stopgap.v1.Agent
-	29, // 23: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
-	44, // 24: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
-	39, // 25: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
-	41, // 26: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
-	29, // 27: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
-	29, // 28: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
-	2,  // 29: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
-	4,  // 30: stopgap.v1.FleetService.SetRelease:input_type -> stopgap.v1.SetReleaseRequest
-	20, // 31: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
-	25, // 32: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
-	27, // 33: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
-	30, // 34: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
-	32, // 35: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
-	34, // 36: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
-	7,  // 37: stopgap.v1.FleetService.CreateToken:input_type -> stopgap.v1.CreateTokenRequest
-	9,  // 38: stopgap.v1.FleetService.ListTokens:input_type -> stopgap.v1.ListTokensRequest
-	11, // 39: stopgap.v1.FleetService.RevokeToken:input_type -> stopgap.v1.RevokeTokenRequest
-	13, // 40: stopgap.v1.FleetService.RevokeAgent:input_type -> stopgap.v1.RevokeAgentRequest
-	15, // 41: stopgap.v1.FleetService.ReenrollAgent:input_type -> stopgap.v1.ReenrollAgentRequest
-	18, // 42: stopgap.v1.FleetService.ListAudit:input_type -> stopgap.v1.ListAuditRequest
-	3,  // 43: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
-	5,  // 44: stopgap.v1.FleetService.SetRelease:output_type -> stopgap.v1.SetReleaseResponse
-	21, // 45: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
-	26, // 46: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
-	28, // 47: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
-	31, // 48: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
-	33, // 49: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
-	35, // 50: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
-	8,  // 51: stopgap.v1.FleetService.CreateToken:output_type -> stopgap.v1.CreateTokenResponse
-	10, // 52: stopgap.v1.FleetService.ListTokens:output_type -> stopgap.v1.ListTokensResponse
-	12, // 53: stopgap.v1.FleetService.RevokeToken:output_type -> stopgap.v1.RevokeTokenResponse
-	14, // 54: stopgap.v1.FleetService.RevokeAgent:output_type -> stopgap.v1.RevokeAgentResponse
-	16, // 55: stopgap.v1.FleetService.ReenrollAgent:output_type -> stopgap.v1.ReenrollAgentResponse
-	19, // 56: stopgap.v1.FleetService.ListAudit:output_type -> stopgap.v1.ListAuditResponse
-	43, // [43:57] is the sub-list for method output_type
-	29, // [29:43] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	30, // 23: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
+	29, // 24: stopgap.v1.GetAgentResponse.explanations:type_name -> stopgap.v1.Explanation
+	68, // 25: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
+	63, // 26: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
+	65, // 27: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
+	30, // 28: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
+	30, // 29: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
+	63, // 30: stopgap.v1.RolloutMember.since:type_name -> google.protobuf.Timestamp
+	37, // 31: stopgap.v1.Rollout.items:type_name -> stopgap.v1.RolloutItem
+	63, // 32: stopgap.v1.Rollout.created:type_name -> google.protobuf.Timestamp
+	63, // 33: stopgap.v1.Rollout.since:type_name -> google.protobuf.Timestamp
+	63, // 34: stopgap.v1.Rollout.deadline:type_name -> google.protobuf.Timestamp
+	62, // 35: stopgap.v1.Rollout.counts:type_name -> stopgap.v1.Rollout.CountsEntry
+	37, // 36: stopgap.v1.PlanRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
+	38, // 37: stopgap.v1.PlanRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
+	37, // 38: stopgap.v1.StartRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
+	39, // 39: stopgap.v1.StartRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	39, // 40: stopgap.v1.ActOnRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	39, // 41: stopgap.v1.ListRolloutsResponse.rollouts:type_name -> stopgap.v1.Rollout
+	39, // 42: stopgap.v1.GetRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	38, // 43: stopgap.v1.GetRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
+	63, // 44: stopgap.v1.Switch.since:type_name -> google.protobuf.Timestamp
+	54, // 45: stopgap.v1.ListSwitchesResponse.switches:type_name -> stopgap.v1.Switch
+	2,  // 46: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
+	4,  // 47: stopgap.v1.FleetService.SetRelease:input_type -> stopgap.v1.SetReleaseRequest
+	20, // 48: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
+	25, // 49: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
+	27, // 50: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
+	31, // 51: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
+	33, // 52: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
+	35, // 53: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
+	7,  // 54: stopgap.v1.FleetService.CreateToken:input_type -> stopgap.v1.CreateTokenRequest
+	9,  // 55: stopgap.v1.FleetService.ListTokens:input_type -> stopgap.v1.ListTokensRequest
+	11, // 56: stopgap.v1.FleetService.RevokeToken:input_type -> stopgap.v1.RevokeTokenRequest
+	13, // 57: stopgap.v1.FleetService.RevokeAgent:input_type -> stopgap.v1.RevokeAgentRequest
+	15, // 58: stopgap.v1.FleetService.ReenrollAgent:input_type -> stopgap.v1.ReenrollAgentRequest
+	40, // 59: stopgap.v1.FleetService.PlanRollout:input_type -> stopgap.v1.PlanRolloutRequest
+	42, // 60: stopgap.v1.FleetService.StartRollout:input_type -> stopgap.v1.StartRolloutRequest
+	44, // 61: stopgap.v1.FleetService.ActOnRollout:input_type -> stopgap.v1.ActOnRolloutRequest
+	46, // 62: stopgap.v1.FleetService.ListRollouts:input_type -> stopgap.v1.ListRolloutsRequest
+	48, // 63: stopgap.v1.FleetService.GetRollout:input_type -> stopgap.v1.GetRolloutRequest
+	50, // 64: stopgap.v1.FleetService.ListStrategies:input_type -> stopgap.v1.ListStrategiesRequest
+	52, // 65: stopgap.v1.FleetService.SetStrategy:input_type -> stopgap.v1.SetStrategyRequest
+	55, // 66: stopgap.v1.FleetService.SetSwitch:input_type -> stopgap.v1.SetSwitchRequest
+	57, // 67: stopgap.v1.FleetService.ListSwitches:input_type -> stopgap.v1.ListSwitchesRequest
+	18, // 68: stopgap.v1.FleetService.ListAudit:input_type -> stopgap.v1.ListAuditRequest
+	3,  // 69: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
+	5,  // 70: stopgap.v1.FleetService.SetRelease:output_type -> stopgap.v1.SetReleaseResponse
+	21, // 71: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
+	26, // 72: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
+	28, // 73: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
+	32, // 74: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
+	34, // 75: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
+	36, // 76: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
+	8,  // 77: stopgap.v1.FleetService.CreateToken:output_type -> stopgap.v1.CreateTokenResponse
+	10, // 78: stopgap.v1.FleetService.ListTokens:output_type -> stopgap.v1.ListTokensResponse
+	12, // 79: stopgap.v1.FleetService.RevokeToken:output_type -> stopgap.v1.RevokeTokenResponse
+	14, // 80: stopgap.v1.FleetService.RevokeAgent:output_type -> stopgap.v1.RevokeAgentResponse
+	16, // 81: stopgap.v1.FleetService.ReenrollAgent:output_type -> stopgap.v1.ReenrollAgentResponse
+	41, // 82: stopgap.v1.FleetService.PlanRollout:output_type -> stopgap.v1.PlanRolloutResponse
+	43, // 83: stopgap.v1.FleetService.StartRollout:output_type -> stopgap.v1.StartRolloutResponse
+	45, // 84: stopgap.v1.FleetService.ActOnRollout:output_type -> stopgap.v1.ActOnRolloutResponse
+	47, // 85: stopgap.v1.FleetService.ListRollouts:output_type -> stopgap.v1.ListRolloutsResponse
+	49, // 86: stopgap.v1.FleetService.GetRollout:output_type -> stopgap.v1.GetRolloutResponse
+	51, // 87: stopgap.v1.FleetService.ListStrategies:output_type -> stopgap.v1.ListStrategiesResponse
+	53, // 88: stopgap.v1.FleetService.SetStrategy:output_type -> stopgap.v1.SetStrategyResponse
+	56, // 89: stopgap.v1.FleetService.SetSwitch:output_type -> stopgap.v1.SetSwitchResponse
+	58, // 90: stopgap.v1.FleetService.ListSwitches:output_type -> stopgap.v1.ListSwitchesResponse
+	19, // 91: stopgap.v1.FleetService.ListAudit:output_type -> stopgap.v1.ListAuditResponse
+	69, // [69:92] is the sub-list for method output_type
+	46, // [46:69] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_stopgap_v1_fleet_proto_init() }
@@ -2560,7 +4138,7 @@ func file_stopgap_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stopgap_v1_fleet_proto_rawDesc), len(file_stopgap_v1_fleet_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,15 @@ const (
 	FleetService_RevokeToken_FullMethodName     = "/stopgap.v1.FleetService/RevokeToken"
 	FleetService_RevokeAgent_FullMethodName     = "/stopgap.v1.FleetService/RevokeAgent"
 	FleetService_ReenrollAgent_FullMethodName   = "/stopgap.v1.FleetService/ReenrollAgent"
+	FleetService_PlanRollout_FullMethodName     = "/stopgap.v1.FleetService/PlanRollout"
+	FleetService_StartRollout_FullMethodName    = "/stopgap.v1.FleetService/StartRollout"
+	FleetService_ActOnRollout_FullMethodName    = "/stopgap.v1.FleetService/ActOnRollout"
+	FleetService_ListRollouts_FullMethodName    = "/stopgap.v1.FleetService/ListRollouts"
+	FleetService_GetRollout_FullMethodName      = "/stopgap.v1.FleetService/GetRollout"
+	FleetService_ListStrategies_FullMethodName  = "/stopgap.v1.FleetService/ListStrategies"
+	FleetService_SetStrategy_FullMethodName     = "/stopgap.v1.FleetService/SetStrategy"
+	FleetService_SetSwitch_FullMethodName       = "/stopgap.v1.FleetService/SetSwitch"
+	FleetService_ListSwitches_FullMethodName    = "/stopgap.v1.FleetService/ListSwitches"
 	FleetService_ListAudit_FullMethodName       = "/stopgap.v1.FleetService/ListAudit"
 )
 
@@ -79,6 +88,27 @@ type FleetServiceClient interface {
 	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
 	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
 	ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error)
+	// PlanRollout says which server would be in which wave; nothing is stored. Errors: NOT_FOUND (revision, strategy).
+	PlanRollout(ctx context.Context, in *PlanRolloutRequest, opts ...grpc.CallOption) (*PlanRolloutResponse, error)
+	// StartRollout makes a rollout and starts it. It supersedes those of older revisions. Errors: NOT_FOUND, FAILED_PRECONDITION.
+	StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*StartRolloutResponse, error)
+	// ActOnRollout pauses, resumes, approves, halts, reverts, starts a planned one, or releases the rest at once. Errors: NOT_FOUND,
+	// FAILED_PRECONDITION (it does not fit the phase, or lacks a reason).
+	ActOnRollout(ctx context.Context, in *ActOnRolloutRequest, opts ...grpc.CallOption) (*ActOnRolloutResponse, error)
+	// ListRollouts lists rollouts, newest first, without their servers.
+	ListRollouts(ctx context.Context, in *ListRolloutsRequest, opts ...grpc.CallOption) (*ListRolloutsResponse, error)
+	// GetRollout shows one rollout with its servers. Errors: NOT_FOUND.
+	GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error)
+	// ListStrategies lists the strategies, those of the product among them.
+	ListStrategies(ctx context.Context, in *ListStrategiesRequest, opts ...grpc.CallOption) (*ListStrategiesResponse, error)
+	// SetStrategy stores a strategy, deletes it, or makes it the one for what is published. Running rollouts keep theirs. Errors:
+	// INVALID_ARGUMENT (by place), NOT_FOUND.
+	SetStrategy(ctx context.Context, in *SetStrategyRequest, opts ...grpc.CallOption) (*SetStrategyResponse, error)
+	// SetSwitch stops new applications for the whole fleet, a label or one server, of everything or of one mitigation; or lets them go
+	// on. It removes nothing. Errors: NOT_FOUND (server), INVALID_ARGUMENT.
+	SetSwitch(ctx context.Context, in *SetSwitchRequest, opts ...grpc.CallOption) (*SetSwitchResponse, error)
+	// ListSwitches lists what is switched off.
+	ListSwitches(ctx context.Context, in *ListSwitchesRequest, opts ...grpc.CallOption) (*ListSwitchesResponse, error)
 	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 }
@@ -251,6 +281,96 @@ func (c *fleetServiceClient) ReenrollAgent(ctx context.Context, in *ReenrollAgen
 	return out, nil
 }
 
+func (c *fleetServiceClient) PlanRollout(ctx context.Context, in *PlanRolloutRequest, opts ...grpc.CallOption) (*PlanRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlanRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_PlanRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*StartRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_StartRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ActOnRollout(ctx context.Context, in *ActOnRolloutRequest, opts ...grpc.CallOption) (*ActOnRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ActOnRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_ActOnRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListRollouts(ctx context.Context, in *ListRolloutsRequest, opts ...grpc.CallOption) (*ListRolloutsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRolloutsResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListRollouts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_GetRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListStrategies(ctx context.Context, in *ListStrategiesRequest, opts ...grpc.CallOption) (*ListStrategiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListStrategiesResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListStrategies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) SetStrategy(ctx context.Context, in *SetStrategyRequest, opts ...grpc.CallOption) (*SetStrategyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_SetStrategy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) SetSwitch(ctx context.Context, in *SetSwitchRequest, opts ...grpc.CallOption) (*SetSwitchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetSwitchResponse)
+	err := c.cc.Invoke(ctx, FleetService_SetSwitch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListSwitches(ctx context.Context, in *ListSwitchesRequest, opts ...grpc.CallOption) (*ListSwitchesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSwitchesResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListSwitches_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fleetServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAuditResponse)
@@ -303,6 +423,27 @@ type FleetServiceServer interface {
 	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
 	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
 	ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error)
+	// PlanRollout says which server would be in which wave; nothing is stored. Errors: NOT_FOUND (revision, strategy).
+	PlanRollout(context.Context, *PlanRolloutRequest) (*PlanRolloutResponse, error)
+	// StartRollout makes a rollout and starts it. It supersedes those of older revisions. Errors: NOT_FOUND, FAILED_PRECONDITION.
+	StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error)
+	// ActOnRollout pauses, resumes, approves, halts, reverts, starts a planned one, or releases the rest at once. Errors: NOT_FOUND,
+	// FAILED_PRECONDITION (it does not fit the phase, or lacks a reason).
+	ActOnRollout(context.Context, *ActOnRolloutRequest) (*ActOnRolloutResponse, error)
+	// ListRollouts lists rollouts, newest first, without their servers.
+	ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error)
+	// GetRollout shows one rollout with its servers. Errors: NOT_FOUND.
+	GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error)
+	// ListStrategies lists the strategies, those of the product among them.
+	ListStrategies(context.Context, *ListStrategiesRequest) (*ListStrategiesResponse, error)
+	// SetStrategy stores a strategy, deletes it, or makes it the one for what is published. Running rollouts keep theirs. Errors:
+	// INVALID_ARGUMENT (by place), NOT_FOUND.
+	SetStrategy(context.Context, *SetStrategyRequest) (*SetStrategyResponse, error)
+	// SetSwitch stops new applications for the whole fleet, a label or one server, of everything or of one mitigation; or lets them go
+	// on. It removes nothing. Errors: NOT_FOUND (server), INVALID_ARGUMENT.
+	SetSwitch(context.Context, *SetSwitchRequest) (*SetSwitchResponse, error)
+	// ListSwitches lists what is switched off.
+	ListSwitches(context.Context, *ListSwitchesRequest) (*ListSwitchesResponse, error)
 	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
@@ -353,6 +494,33 @@ func (UnimplementedFleetServiceServer) RevokeAgent(context.Context, *RevokeAgent
 }
 func (UnimplementedFleetServiceServer) ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReenrollAgent not implemented")
+}
+func (UnimplementedFleetServiceServer) PlanRollout(context.Context, *PlanRolloutRequest) (*PlanRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PlanRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ActOnRollout(context.Context, *ActOnRolloutRequest) (*ActOnRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ActOnRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRollouts not implemented")
+}
+func (UnimplementedFleetServiceServer) GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ListStrategies(context.Context, *ListStrategiesRequest) (*ListStrategiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStrategies not implemented")
+}
+func (UnimplementedFleetServiceServer) SetStrategy(context.Context, *SetStrategyRequest) (*SetStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetStrategy not implemented")
+}
+func (UnimplementedFleetServiceServer) SetSwitch(context.Context, *SetSwitchRequest) (*SetSwitchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetSwitch not implemented")
+}
+func (UnimplementedFleetServiceServer) ListSwitches(context.Context, *ListSwitchesRequest) (*ListSwitchesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSwitches not implemented")
 }
 func (UnimplementedFleetServiceServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
@@ -580,6 +748,168 @@ func _FleetService_ReenrollAgent_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_PlanRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlanRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).PlanRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_PlanRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).PlanRollout(ctx, req.(*PlanRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_StartRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).StartRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_StartRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).StartRollout(ctx, req.(*StartRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ActOnRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ActOnRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ActOnRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ActOnRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ActOnRollout(ctx, req.(*ActOnRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListRollouts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRolloutsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListRollouts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListRollouts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListRollouts(ctx, req.(*ListRolloutsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_GetRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).GetRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_GetRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).GetRollout(ctx, req.(*GetRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListStrategies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListStrategiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListStrategies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListStrategies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListStrategies(ctx, req.(*ListStrategiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_SetStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetStrategyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).SetStrategy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_SetStrategy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).SetStrategy(ctx, req.(*SetStrategyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_SetSwitch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetSwitchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).SetSwitch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_SetSwitch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).SetSwitch(ctx, req.(*SetSwitchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListSwitches_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSwitchesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListSwitches(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListSwitches_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListSwitches(ctx, req.(*ListSwitchesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FleetService_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAuditRequest)
 	if err := dec(in); err != nil {
@@ -640,6 +970,42 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReenrollAgent",
 			Handler:    _FleetService_ReenrollAgent_Handler,
+		},
+		{
+			MethodName: "PlanRollout",
+			Handler:    _FleetService_PlanRollout_Handler,
+		},
+		{
+			MethodName: "StartRollout",
+			Handler:    _FleetService_StartRollout_Handler,
+		},
+		{
+			MethodName: "ActOnRollout",
+			Handler:    _FleetService_ActOnRollout_Handler,
+		},
+		{
+			MethodName: "ListRollouts",
+			Handler:    _FleetService_ListRollouts_Handler,
+		},
+		{
+			MethodName: "GetRollout",
+			Handler:    _FleetService_GetRollout_Handler,
+		},
+		{
+			MethodName: "ListStrategies",
+			Handler:    _FleetService_ListStrategies_Handler,
+		},
+		{
+			MethodName: "SetStrategy",
+			Handler:    _FleetService_SetStrategy_Handler,
+		},
+		{
+			MethodName: "SetSwitch",
+			Handler:    _FleetService_SetSwitch_Handler,
+		},
+		{
+			MethodName: "ListSwitches",
+			Handler:    _FleetService_ListSwitches_Handler,
 		},
 		{
 			MethodName: "ListAudit",

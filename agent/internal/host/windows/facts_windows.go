@@ -2,6 +2,7 @@ package windows
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/windows/registry"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // Keys of the registry, below HKEY_LOCAL_MACHINE.
@@ -82,6 +84,11 @@ func (h *Host) Facts(context.Context) (*stopgapv1.Facts, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f.Unsettled = h.settled.look(f.GetExchangeBuild(), time.Now(), serviceStarted("W3SVC"), rebootPending(f.GetInstallPath()))
+	if f.GetExchangeBuild() != "" && h.settled.due(time.Now()) {
+		if raw, err := json.Marshal(&h.settled); err == nil {
+			_ = trust.WritePrivate(h.buildFile, raw) // next time, if the disk is full
+		}
+	}
 	return f, nil
 }
 
@@ -125,7 +132,10 @@ func fileVersion(path string) (string, error) {
 	return fmt.Sprintf("%d.%d.%d.%d", info.FileVersionMS>>16, info.FileVersionMS&0xffff, info.FileVersionLS>>16, info.FileVersionLS&0xffff), nil
 }
 
-var dsRole = windows.NewLazySystemDLL("netapi32.dll").NewProc("DsRoleGetPrimaryDomainInformation")
+var (
+	dsRole     = windows.NewLazySystemDLL("netapi32.dll").NewProc("DsRoleGetPrimaryDomainInformation")
+	dsRoleFree = windows.NewLazySystemDLL("netapi32.dll").NewProc("DsRoleFreeMemory")
+)
 
 // forest is the name of the Active Directory forest; "" outside one. Source: DSROLE_PRIMARY_DOMAIN_INFO_BASIC in the Windows API
 // reference.
@@ -135,13 +145,13 @@ func forest() string {
 		flat, dns, forest *uint16
 		guid              windows.GUID
 	}
-	if dsRole.Find() != nil {
+	if dsRole.Find() != nil || dsRoleFree.Find() != nil {
 		return ""
 	}
 	if r, _, _ := dsRole.Call(0, 1, uintptr(unsafe.Pointer(&info))); r != 0 || info == nil {
 		return ""
 	}
-	defer func() { _ = windows.NetApiBufferFree((*byte)(unsafe.Pointer(info))) }()
+	defer func() { _, _, _ = dsRoleFree.Call(uintptr(unsafe.Pointer(info))) }()
 	if info.forest == nil {
 		return ""
 	}

@@ -78,6 +78,19 @@ func (winFS) Rename(from, to string) error {
 // Remove implements fileSystem.
 func (winFS) Remove(path string) error { return os.Remove(path) }
 
+// Backups implements fileSystem.
+func (winFS) Backups(path string) ([]string, error) {
+	all, err := filepath.Glob(path + ".*" + backupSuffix)
+	age := map[string]time.Time{}
+	for _, p := range all {
+		if st, err := os.Stat(p); err == nil {
+			age[p] = st.ModTime()
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return age[all[i]].After(age[all[j]]) })
+	return all, err
+}
+
 // Keep implements fileSystem. The directory may be on another disk.
 func (w winFS) Keep(path string) error {
 	data, _, err := readBounded(path)
@@ -87,7 +100,8 @@ func (w winFS) Keep(path string) error {
 	if err := os.MkdirAll(w.keep, 0o700); err != nil {
 		return err
 	}
-	name := strings.NewReplacer(`:`, "", `\`, "_", " ", "_").Replace(strings.TrimSuffix(path, backupSuffix))
+	name := strings.TrimSuffix(path, backupSuffix)
+	name = strings.NewReplacer(`:`, "", `\`, "_", " ", "_").Replace(name[:strings.LastIndex(name, ".")]) // without the hash
 	if err := w.WriteFile(filepath.Join(w.keep, fmt.Sprintf("%s.%s", name, time.Now().UTC().Format("20060102T150405.000000"))), data); err != nil {
 		return err
 	}

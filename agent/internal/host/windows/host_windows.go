@@ -2,6 +2,7 @@ package windows
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +27,8 @@ type Host struct {
 	replacer replacer
 	services services
 	pools    pools
+
+	buildFile string // keeps settled
 
 	mu      sync.Mutex
 	settled settling
@@ -57,10 +60,13 @@ func Open(stateDir string) (host.Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host windows: %w", err)
 	}
-	h := &Host{inetsrv: filepath.Join(system, "inetsrv"), seen: map[string]host.Service{}}
+	h := &Host{buildFile: filepath.Join(stateDir, "build.json"), inetsrv: filepath.Join(system, "inetsrv"), seen: map[string]host.Service{}}
 	h.replacer = replacer{fs: winFS{keep: filepath.Join(stateDir, "backups")}, within: replaceWithin, pause: replacePause}
 	h.services = services{scm: winSCM{}, patience: servicePatience, limit: serviceLimit, poll: serviceStep}
 	h.pools = pools{appcmd: h.appcmd, config: h.server, within: poolWithin, poll: poolPoll}
+	if raw, err := os.ReadFile(h.buildFile); err == nil && json.Unmarshal(raw, &h.settled) != nil {
+		h.settled = settling{} // as on the first day
+	}
 	return h, nil
 }
 

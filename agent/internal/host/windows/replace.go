@@ -3,6 +3,7 @@ package windows
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,6 +43,8 @@ type fileSystem interface {
 	Remove(path string) error
 	// Keep moves a proven backup into Stopgap's own directory.
 	Keep(path string) error
+	// Backups lists the backups beside a file, newest first.
+	Backups(path string) ([]string, error)
 }
 
 // replacer replaces files that others may hold open.
@@ -60,100 +63,147 @@ func busy(err error) bool {
 	return false
 }
 
-func backupOf(path string) string { return path + backupSuffix }
-
-// read reads a file. One that exists only under its backup's name, as a crash in the middle of ReplaceFileW leaves it, is put
-// back before anything else.
-func (r replacer) read(path string) ([]byte, error) {
-	data, err := r.fs.ReadFile(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return data, err
-	}
-	if _, berr := r.fs.ReadFile(backupOf(path)); berr != nil {
-		return nil, err
-	}
-	if err := r.fs.Rename(backupOf(path), path); err != nil {
-		return nil, fmt.Errorf("%s exists only as %s and can't be put back: %w", path, backupOf(path), err)
-	}
-	return r.fs.ReadFile(path)
+// backupOf names the backup of a file by what is expected to be in it, so that who finds one later can tell ours from what somebody
+// else wrote between the comparison and the replacement.
+func backupOf(path string, old []byte) string {
+	sum := sha256.Sum256(old)
+	return fmt.Sprintf("%s.%x%s", path, sum[:6], backupSuffix)
 }
 
-// replace makes a file's content data if it is old now. After any error the file is there and is not half written. Errors:
-// host.ErrChanged; held open by another process for longer than within.
-func (r replacer) replace(ctx context.Context, path string, old, data []byte) error {
-	deadline := time.Now().Add(r.within)
-	if err := r.leftover(path); err != nil {
-		return err
-	}
-	fresh := path + newSuffix
-	if err := r.fs.WriteFile(fresh, data); err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", fresh, err), r.forget(fresh))
-	}
+// patient repeats what fails because somebody holds a file open, for a bounded time.
+func (r replacer) patient(ctx context.Context, deadline time.Time, f func() error) error {
 	for {
-		cur, err := r.read(path)
-		if err == nil && !bytes.Equal(cur, old) {
-			err = fmt.Errorf("%s: %w", path, host.ErrChanged)
-			return errors.Join(err, r.forget(fresh))
-		}
-		if err == nil {
-			err = r.fs.Replace(path, fresh, backupOf(path))
-		}
-		if err == nil {
-			return r.proven(path, old, data)
-		}
-		if errors.Is(err, errUnableToMove2) {
-			if _, rerr := r.read(path); rerr != nil {
-				return errors.Join(err, rerr)
-			}
-		} else if !busy(err) {
-			return errors.Join(fmt.Errorf("%s: %w", path, err), r.forget(fresh))
-		}
-		if !time.Now().Add(r.pause).Before(deadline) {
-			return errors.Join(fmt.Errorf("%s is held open by another process, or read-only (for %s): %w", path, r.within, err), r.forget(fresh))
+		err := f()
+		if err == nil || !busy(err) || !time.Now().Add(r.pause).Before(deadline) {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), r.forget(fresh))
+			return ctx.Err()
 		case <-time.After(r.pause):
 		}
 	}
 }
 
-// leftover keeps a backup that an earlier replacement was interrupted before keeping.
-func (r replacer) leftover(path string) error {
+// read reads a file. One that exists only under its backup's name, as a crash in the middle of ReplaceFileW leaves it, is put
+// back before anything else.
+func (r replacer) read(path string) ([]byte, error) {
+	var data []byte
+	err := r.patient(context.Background(), time.Now().Add(r.within), func() error {
+		var err error
+		if data, err = r.fs.ReadFile(path); errors.Is(err, fs.ErrNotExist) {
+			if perr := r.putBack(path); perr != nil {
+				return perr
+			}
+			data, err = r.fs.ReadFile(path)
+		}
+		return err
+	})
+	return data, err
+}
+
+func (r replacer) putBack(path string) error {
+	backups, err := r.fs.Backups(path)
+	if err != nil || len(backups) == 0 {
+		return err
+	}
+	if err := r.fs.Rename(backups[0], path); err != nil {
+		return fmt.Errorf("%s exists only as %s and can't be put back: %w", path, backups[0], err)
+	}
+	return nil
+}
+
+// replace makes a file's content data if it is old now. After an error the file is there, is not half written, and is not data. Errors:
+// host.ErrChanged; held open by another process for longer than within.
+func (r replacer) replace(ctx context.Context, path string, old, data []byte) error {
+	deadline := time.Now().Add(r.within)
+	if err := r.leftovers(path); err != nil {
+		return err
+	}
+	fresh, backup := path+newSuffix, backupOf(path, old)
+	if err := r.fs.WriteFile(fresh, data); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", fresh, err), r.forget(fresh))
+	}
+	for {
+		err := r.patient(ctx, deadline, func() error {
+			cur, err := r.read(path)
+			if err == nil && !bytes.Equal(cur, old) {
+				err = fmt.Errorf("%s: %w", path, host.ErrChanged)
+			}
+			if err != nil {
+				return err
+			}
+			return r.fs.Replace(path, fresh, backup)
+		})
+		switch {
+		case err == nil:
+			return r.proven(ctx, path, backup, old)
+		case errors.Is(err, errUnableToMove2):
+			if _, rerr := r.read(path); rerr != nil { // puts it back
+				return errors.Join(err, rerr)
+			}
+			if time.Now().Add(r.pause).Before(deadline) && ctx.Err() == nil {
+				time.Sleep(r.pause)
+				continue
+			}
+		case !busy(err):
+			return errors.Join(fmt.Errorf("%s: %w", path, err), r.forget(fresh))
+		}
+		return errors.Join(fmt.Errorf("%s is held open by another process, or read-only (for %s): %w", path, r.within, err), r.forget(fresh))
+	}
+}
+
+// leftovers deals with backups that an earlier replacement was interrupted before it dealt with them: what is not as expected was written
+// by somebody else, and comes back.
+func (r replacer) leftovers(path string) error {
 	if _, err := r.read(path); err != nil { // puts back what is missing
 		return err
 	}
-	err := r.fs.Keep(backupOf(path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	backups, err := r.fs.Backups(path)
+	if err != nil {
+		return err
 	}
-	return err
+	for _, b := range backups {
+		was, err := r.fs.ReadFile(b)
+		if err != nil {
+			return err
+		}
+		if b != backupOf(path, was) {
+			return r.theirs(context.Background(), path, b)
+		}
+		if err := r.fs.Keep(b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// proven reads back what was written. The backup shows whether somebody else wrote between the comparison and the replacement:
-// then theirs comes back.
-func (r replacer) proven(path string, old, data []byte) error {
-	was, err := r.fs.ReadFile(backupOf(path))
+// theirs gives somebody else's change back, which a replacement took.
+func (r replacer) theirs(ctx context.Context, path, backup string) error {
+	mine := path + newSuffix
+	if err := r.patient(ctx, time.Now().Add(r.within), func() error { return r.fs.Replace(path, backup, mine) }); err != nil {
+		return fmt.Errorf("%s was changed by somebody else meanwhile, and their change, kept as %s, can't be put back: %w", path, backup, err)
+	}
+	return errors.Join(fmt.Errorf("%s: %w", path, host.ErrChanged), r.forget(mine))
+}
+
+// proven looks at the backup: it shows whether somebody else wrote between the comparison and the replacement. A backup that can't be
+// looked at now stays, for leftovers: the file itself is written.
+func (r replacer) proven(ctx context.Context, path, backup string, old []byte) error {
+	var was []byte
+	err := r.patient(ctx, time.Now().Add(r.within), func() error {
+		var err error
+		was, err = r.fs.ReadFile(backup)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("%s was replaced, its backup can't be read: %w", path, err)
+		return nil //nolint:nilerr // see above
 	}
-	now, err := r.fs.ReadFile(path)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%s was replaced and can't be read back: %w", path, err)
-	case !bytes.Equal(was, old):
-		if bytes.Equal(now, data) {
-			if err := r.fs.Replace(path, backupOf(path), path+newSuffix); err != nil {
-				return fmt.Errorf("%s was changed by somebody else meanwhile, and their change, kept as %s, can't be put back: %w", path, backupOf(path), err)
-			}
-			return errors.Join(fmt.Errorf("%s: %w", path, host.ErrChanged), r.forget(path+newSuffix))
-		}
-		return fmt.Errorf("%s: %w", path, host.ErrChanged)
-	case !bytes.Equal(now, data):
-		return fmt.Errorf("%s: %w", path, host.ErrChanged)
+	if !bytes.Equal(was, old) {
+		return r.theirs(ctx, path, backup)
 	}
-	return r.fs.Keep(backupOf(path))
+	_ = r.patient(ctx, time.Now().Add(r.within), func() error { return r.fs.Keep(backup) })
+	return nil
 }
 
 func (r replacer) forget(path string) error {

@@ -20,6 +20,8 @@ type memory struct {
 	before func()  // called before each Replace
 	stop   int     // Replace dies (panics) in the middle at this call, counted from 1
 	calls  int
+	// heldReads is how many reads, and keeps, of backups fail: a scanner looks at what is new.
+	heldReads int
 }
 
 type crash struct{}
@@ -28,6 +30,10 @@ func (m *memory) ReadFile(p string) ([]byte, error) {
 	s, ok := m.files[p]
 	if !ok {
 		return nil, fs.ErrNotExist
+	}
+	if strings.HasSuffix(p, backupSuffix) && m.heldReads > 0 {
+		m.heldReads--
+		return nil, errSharingViolation
 	}
 	return []byte(s), nil
 }
@@ -49,7 +55,21 @@ func (m *memory) Remove(p string) error {
 	return nil
 }
 
+func (m *memory) Backups(p string) ([]string, error) {
+	var out []string
+	for n := range m.files {
+		if strings.HasPrefix(n, p+".") && strings.HasSuffix(n, backupSuffix) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
 func (m *memory) Keep(p string) error {
+	if m.heldReads > 0 {
+		m.heldReads--
+		return errSharingViolation
+	}
 	if _, ok := m.files[p]; !ok {
 		return fs.ErrNotExist
 	}
@@ -158,6 +178,30 @@ func TestAfterACrashInTheMiddleOfReplacingTheFileIsPutBack(t *testing.T) {
 		t.Fatalf("%q %v", data, err)
 	}
 	if err := newReplacer(m).replace(t.Context(), target, []byte("old"), []byte("new")); err != nil || m.files[target] != "new" || len(m.files) != 1 {
+		t.Fatalf("%v %q", err, m.files)
+	}
+}
+
+func TestAScannerThatHoldsTheBackupNeitherLosesNorFailsAnything(t *testing.T) {
+	t.Parallel()
+	for _, held := range []int{3, 100_000} {
+		m := &memory{files: map[string]string{target: "old"}, heldReads: held}
+		if err := newReplacer(m).replace(t.Context(), target, []byte("old"), []byte("new")); err != nil || m.files[target] != "new" {
+			t.Fatalf("held %d times: %v %q", held, err, m.files)
+		}
+		m.heldReads = 0
+		if err := newReplacer(m).replace(t.Context(), target, []byte("new"), []byte("newer")); err != nil || m.files[target] != "newer" || len(m.files) != 1 || len(m.kept) != 2 {
+			t.Fatalf("and then: %v %q, kept %q", err, m.files, m.kept)
+		}
+	}
+}
+
+func TestSomebodyElsesChangeComesBackAfterACrash(t *testing.T) {
+	t.Parallel()
+	// Killed between ReplaceFileW, which took theirs, and the look at the backup.
+	m := &memory{files: map[string]string{target: "ours", backupOf(target, []byte("old")): "theirs"}}
+	err := newReplacer(m).replace(t.Context(), target, []byte("ours"), []byte("newer"))
+	if !errors.Is(err, host.ErrChanged) || m.files[target] != "theirs" || len(m.files) != 1 {
 		t.Fatalf("%v %q", err, m.files)
 	}
 }

@@ -172,6 +172,7 @@ func (s services) bring(ctx context.Context, name string, want uint32, ask func(
 		switch {
 		case st.state == want:
 			return nil
+		case want == stateRunning && st.state == stateStopPending: // first it must have stopped
 		case st.state != pending && (!asked || want == stateStopped):
 			if err := ask(); err != nil {
 				return err

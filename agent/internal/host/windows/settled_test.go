@@ -1,6 +1,8 @@
 package windows
 
 import (
+	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,11 @@ func TestANewBuildCountsOnlyWhenItRuns(t *testing.T) {
 	t0 := time.Date(2026, 11, 25, 3, 0, 0, 0, time.UTC)
 	at := func(m int) time.Time { return t0.Add(time.Duration(m) * time.Minute) }
 	var s settling
+	defer func() {
+		if s.due(at(22)) || !s.due(at(22).Add(saveEvery)) {
+			t.Error("the file is written too often, or not at all")
+		}
+	}()
 	for i, c := range []struct {
 		build    string
 		now, web time.Time
@@ -29,6 +36,13 @@ func TestANewBuildCountsOnlyWhenItRuns(t *testing.T) {
 		if got := s.look(c.build, c.now, c.web, c.reboot); c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("%d: %q, want %q", i, got, c.want)
 		}
+		s.due(c.now)
+		raw, err := json.Marshal(&s) // the agent is started anew
+		again := settling{saved: s.saved}
+		if err = errors.Join(err, json.Unmarshal(raw, &again)); err != nil {
+			t.Fatal(err)
+		}
+		s = again
 	}
 }
 

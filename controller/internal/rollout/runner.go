@@ -1,0 +1,659 @@
+package rollout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stopgap-em/stopgap/controller/internal/policy"
+	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
+	"github.com/stopgap-em/stopgap/controller/internal/store"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/tufpolicy"
+)
+
+// The runner owns time and store: it shows the engine the fleet, writes what the engine decided, and only then is a server given
+// anything. What a server said is in the outcome store, so that a controller that starts again finds its rollouts where they were.
+
+// Keys of the store.
+const (
+	kRollout  = "rollout/"
+	kStrategy = "strategy/"
+	kDefault  = "default-strategy"
+)
+
+// emergency is the strategy of a new fleet.
+const emergency = "emergency"
+
+// Errors.
+var (
+	ErrNoRollout  = errors.New("no such rollout")
+	ErrNoStrategy = errors.New("no such strategy")
+	ErrBuiltIn    = errors.New("the strategies of the product can't be changed: give yours another name")
+)
+
+// choice is how what is new in a publish is released.
+type choice struct {
+	strategy string
+	planOnly bool
+	by       string
+}
+
+func (r *Rollout) load(ctx context.Context) error {
+	for _, s := range engine.BuiltIn() {
+		r.strategies[s.Name] = s
+	}
+	kvs, _, err := r.cfg.Store.List(ctx, kStrategy)
+	if err != nil {
+		return err
+	}
+	for _, kv := range kvs {
+		s, err := engine.ParseStrategy(kv.Value)
+		if err != nil {
+			return fmt.Errorf("rollout: %s: %w", kv.Key, err)
+		}
+		r.strategies[s.Name] = s
+	}
+	r.byDefault = emergency
+	if kv, err := r.cfg.Store.Get(ctx, kDefault); err == nil {
+		r.byDefault = string(kv.Value)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if kvs, _, err = r.cfg.Store.List(ctx, kSwitch); err != nil {
+		return err
+	}
+	for _, kv := range kvs {
+		var s Switch
+		if err := json.Unmarshal(kv.Value, &s); err != nil {
+			return fmt.Errorf("rollout: %s: %w", kv.Key, err)
+		}
+		r.switches = append(r.switches, s)
+	}
+	sort.Slice(r.switches, func(i, j int) bool { return order(r.switches[i]) < order(r.switches[j]) })
+	if kvs, _, err = r.cfg.Store.List(ctx, kRollout); err != nil {
+		return err
+	}
+	for _, kv := range kvs {
+		x := &engine.Rollout{}
+		if err := json.Unmarshal(kv.Value, x); err != nil {
+			return fmt.Errorf("rollout: %s: %w", kv.Key, err)
+		}
+		if x.Members == nil {
+			x.Members = map[string]*engine.Member{}
+		}
+		r.rollouts = append(r.rollouts, &live{x, kv.Revision})
+		r.number = max(r.number, numberOf(x.ID))
+	}
+	sort.Slice(r.rollouts, func(i, j int) bool { return numberOf(r.rollouts[i].ID) > numberOf(r.rollouts[j].ID) })
+	return nil
+}
+
+func numberOf(id string) uint64 {
+	n, _ := strconv.ParseUint(strings.TrimPrefix(id, "R"), 10, 64)
+	return n
+}
+
+// gives says what the newest rollout that gives a server anything of a revision gives; without one, the newest that is about it. The
+// caller holds the lock.
+func (r *Rollout) gives(d *mitigation.Document, id string) (engine.Give, *engine.Rollout) {
+	var about *engine.Rollout
+	for _, x := range r.rollouts {
+		for _, it := range x.Items {
+			if it.Mitigation != d.GetId() || it.Revision != d.GetRevision() {
+				continue
+			}
+			if g := x.Gives(id); g != engine.Nothing {
+				return g, x.Rollout
+			}
+			if about == nil {
+				about = x.Rollout
+			}
+		}
+	}
+	return engine.Nothing, about
+}
+
+// With publishes, or does whatever else, so that what becomes new in policy by it is released as chosen. Errors: ErrNoStrategy, and
+// what f says.
+func (r *Rollout) With(strategy string, planOnly bool, by string, f func() error) error {
+	if _, err := r.strategy(strategy); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.pending = choice{strategy, planOnly, by}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.pending = choice{}
+		r.mu.Unlock()
+	}()
+	return f()
+}
+
+func (r *Rollout) strategy(name string) (engine.Strategy, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if name == "" {
+		name = r.byDefault
+	}
+	s, ok := r.strategies[name]
+	if !ok {
+		return s, fmt.Errorf("%w: %q", ErrNoStrategy, name)
+	}
+	return s, nil
+}
+
+// adopt makes a rollout for each mitigation with a revision in policy that none is about, and forgets those that are about nothing in
+// policy. Until it has one, a revision is released to nobody.
+func (r *Rollout) adopt(ctx context.Context) error {
+	r.step.Lock()
+	defer r.step.Unlock()
+	cur := r.cfg.Policy()
+	known := map[engine.Item]bool{}
+	r.mu.RLock()
+	c := r.pending
+	all := append([]*live(nil), r.rollouts...)
+	r.mu.RUnlock()
+	var ops []store.Op
+	forgotten := map[string]bool{}
+	for _, x := range all {
+		left := false
+		for _, it := range x.Items {
+			known[it] = true
+			left = left || cur.Documents[tufpolicy.DocumentPath(it.Mitigation, it.Revision)] != nil
+		}
+		if !left && cur.Version > 0 {
+			ops, forgotten[x.ID] = append(ops, store.Op{Key: kRollout + x.ID, Delete: true}), true
+		}
+	}
+	if len(ops) > 0 {
+		if _, err := r.cfg.Store.Txn(ctx, nil, ops); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		kept := r.rollouts[:0:0]
+		for _, x := range r.rollouts {
+			if !forgotten[x.ID] {
+				kept = append(kept, x)
+			}
+		}
+		r.rollouts = kept
+		r.mu.Unlock()
+	}
+	if c.by == "" {
+		c.by = "controller"
+	}
+	s, err := r.strategy(c.strategy)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range cur.Sorted() {
+		if it := (engine.Item{Mitigation: d.GetId(), Revision: d.GetRevision()}); !known[it] {
+			_, err := r.create(ctx, []engine.Item{it}, s, c.planOnly, c.by)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Start makes a rollout and starts it. Errors: policy.ErrNotFound, ErrNoStrategy.
+func (r *Rollout) Start(ctx context.Context, items []engine.Item, strategy string, planOnly bool, by string) (*engine.Rollout, error) {
+	s, err := r.strategy(strategy)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.inPolicy(items); err != nil {
+		return nil, err
+	}
+	r.step.Lock()
+	defer r.step.Unlock()
+	x, err := r.create(ctx, items, s, planOnly, by)
+	if err == nil {
+		r.changed()
+	}
+	return x, err
+}
+
+func (r *Rollout) inPolicy(items []engine.Item) error {
+	if len(items) == 0 || len(items) > 100 {
+		return fmt.Errorf("%d revisions in one rollout, want 1 to 100: %w", len(items), engine.ErrVerb)
+	}
+	for _, it := range items {
+		if r.cfg.Policy().Documents[tufpolicy.DocumentPath(it.Mitigation, it.Revision)] == nil {
+			return fmt.Errorf("%s is %w", mitigation.Ref(it.Mitigation, it.Revision), policy.ErrNotFound)
+		}
+	}
+	return nil
+}
+
+// Plan gives the waves that a rollout made now would have, its id, and the strategy.
+func (r *Rollout) Plan(items []engine.Item, strategy string) (string, engine.Strategy, []engine.Seen, map[string]int, error) {
+	s, err := r.strategy(strategy)
+	if err == nil {
+		err = r.inPolicy(items)
+	}
+	if err != nil {
+		return "", s, nil, nil, err
+	}
+	r.mu.RLock()
+	id := fmt.Sprintf("R%d", r.number+1)
+	r.mu.RUnlock()
+	seen := r.see(items, nil)
+	return id, s, seen, engine.Plan(id, s, seen), nil
+}
+
+// create makes a rollout, supersedes older ones, and starts it. The caller holds step.
+func (r *Rollout) create(ctx context.Context, items []engine.Item, s engine.Strategy, planOnly bool, by string) (*engine.Rollout, error) {
+	r.mu.Lock()
+	r.number++
+	id := fmt.Sprintf("R%d", r.number)
+	r.mu.Unlock()
+	now := time.Now().UTC()
+	x := engine.New(id, items, s, by, now)
+	if err := r.put(ctx, &live{x, 0}); err != nil {
+		return nil, err
+	}
+	r.cfg.Told(id, string(engine.Planned), fmt.Sprintf("%s by %s", s.Name, by))
+	if planOnly {
+		return x, nil
+	}
+	return r.act(ctx, id, engine.Event{At: now, Verb: engine.Start, By: by})
+}
+
+// supersede ends what older rollouts of the same mitigations were about. The caller holds step.
+func (r *Rollout) supersede(ctx context.Context, by *engine.Rollout, now time.Time) error {
+	mine := map[string]bool{}
+	for _, it := range by.Items {
+		mine[it.Mitigation] = true
+	}
+	r.mu.RLock()
+	all := append([]*live(nil), r.rollouts...)
+	r.mu.RUnlock()
+	for _, x := range all {
+		if x.ID == by.ID || x.Phase == engine.Superseded || x.Phase == engine.Reverted || numberOf(x.ID) > numberOf(by.ID) {
+			continue
+		}
+		for _, it := range x.Items {
+			if mine[it.Mitigation] {
+				if _, err := r.act(ctx, x.ID, engine.Event{At: now, Verb: engine.Supersede, By: "rollout " + by.ID}); err != nil {
+					return err
+				}
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// Act does something with a rollout. Errors: ErrNoRollout, engine.ErrVerb.
+func (r *Rollout) Act(ctx context.Context, id string, verb engine.Verb, by, reason string) (*engine.Rollout, error) {
+	if verb == engine.Look || verb == engine.Supersede {
+		return nil, fmt.Errorf("%w: %q is nothing that somebody does", engine.ErrVerb, verb)
+	}
+	r.step.Lock()
+	defer r.step.Unlock()
+	x, err := r.act(ctx, id, engine.Event{At: time.Now().UTC(), Verb: verb, By: by, Reason: reason})
+	if err == nil {
+		r.changed()
+	}
+	return x, err
+}
+
+// act takes one step of a rollout and writes it. The caller holds step.
+func (r *Rollout) act(ctx context.Context, id string, e engine.Event) (*engine.Rollout, error) {
+	old := r.find(id)
+	if old == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNoRollout, id)
+	}
+	if e.Verb == engine.Start || e.Verb == engine.Look {
+		reports, err := r.reports(ctx, old.Items)
+		if err != nil {
+			return nil, err
+		}
+		e.Seen = r.see(old.Items, reports)
+	}
+	next := copyOf(old.Rollout)
+	decisions, err := next.Step(e)
+	if err != nil {
+		return nil, err
+	}
+	if e.Verb == engine.Start {
+		if err := r.supersede(ctx, next, e.At); err != nil {
+			return nil, err
+		}
+	}
+	x := &live{next, old.revision}
+	if len(decisions) == 0 && e.Verb == engine.Look {
+		r.replace(x) // nothing that a restart could not find out again
+		return next, nil
+	}
+	if err := r.put(ctx, x); err != nil {
+		return nil, err
+	}
+	var woken []string
+	for _, d := range decisions {
+		if d.Agent != "" {
+			woken = append(woken, d.Agent)
+			continue
+		}
+		r.cfg.Told(id, string(d.Phase), d.Reason)
+	}
+	if e.Verb == engine.Look {
+		r.mu.Lock()
+		r.generation++
+		r.mu.Unlock()
+		if len(woken) == len(decisions) {
+			r.cfg.Wake(woken)
+		} else {
+			r.cfg.Changed()
+		}
+	}
+	return next, nil
+}
+
+// copyOf copies a state, so that what others look at does not change.
+func copyOf(x *engine.Rollout) *engine.Rollout {
+	c := *x
+	c.Members = make(map[string]*engine.Member, len(x.Members))
+	for id, m := range x.Members {
+		one := *m
+		c.Members[id] = &one
+	}
+	return &c
+}
+
+// put writes a rollout, if nobody else did meanwhile, and then is it what counts. Once everybody has it, its servers need not be known.
+func (r *Rollout) put(ctx context.Context, x *live) error {
+	if x.Phase == engine.Completed {
+		x.Members = map[string]*engine.Member{}
+	}
+	slim := *x.Rollout
+	if slim.Open {
+		slim.Members = nil
+	}
+	raw, err := json.Marshal(&slim)
+	if err != nil {
+		return err
+	}
+	key := kRollout + x.ID
+	rev, err := r.cfg.Store.Txn(ctx, []store.Compare{{Key: key, Revision: x.revision}}, []store.Op{{Key: key, Value: raw}})
+	if err != nil {
+		return fmt.Errorf("rollout %s: %w", x.ID, err)
+	}
+	x.revision = rev
+	r.replace(x)
+	return nil
+}
+
+func (r *Rollout) replace(x *live) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := append([]*live(nil), r.rollouts...)
+	for i, o := range next {
+		if o.ID == x.ID {
+			next[i] = x
+			r.rollouts = next
+			return
+		}
+	}
+	r.rollouts = append([]*live{x}, next...)
+}
+
+func (r *Rollout) find(id string) *live {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, x := range r.rollouts {
+		if strings.EqualFold(x.ID, id) {
+			return x
+		}
+	}
+	return nil
+}
+
+// Get gives one rollout. The state is not to be changed. Errors: ErrNoRollout.
+func (r *Rollout) Get(id string) (*engine.Rollout, error) {
+	x := r.find(id)
+	if x == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNoRollout, id)
+	}
+	return x.Rollout, nil
+}
+
+// List gives every rollout, newest first.
+func (r *Rollout) List() []*engine.Rollout {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]*engine.Rollout, len(r.rollouts))
+	for i, x := range r.rollouts {
+		out[i] = x.Rollout
+	}
+	return out
+}
+
+// Look shows running rollouts the fleet as it is.
+func (r *Rollout) Look(ctx context.Context, now time.Time) {
+	r.step.Lock()
+	defer r.step.Unlock()
+	for _, x := range r.List() {
+		if x.Phase == engine.Planned || x.Phase.Ended() {
+			continue
+		}
+		if _, err := r.act(ctx, x.ID, engine.Event{At: now.UTC()}); err != nil && ctx.Err() == nil {
+			r.cfg.Logger.Error("a rollout stands still; trying again", "rollout", x.ID, "error", err)
+		}
+	}
+}
+
+// reports gives the current outcomes of the mitigations of a rollout, by agent and mitigation.
+func (r *Rollout) reports(ctx context.Context, items []engine.Item) (map[string]map[string]*stopgapv1.OutcomeRecord, error) {
+	out := map[string]map[string]*stopgapv1.OutcomeRecord{}
+	for _, it := range items {
+		recs, _, err := r.cfg.Outcomes.Current(ctx, it.Mitigation)
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range recs {
+			if out[rec.GetAgentId()] == nil {
+				out[rec.GetAgentId()] = map[string]*stopgapv1.OutcomeRecord{}
+			}
+			out[rec.GetAgentId()][it.Mitigation] = rec
+		}
+	}
+	return out, nil
+}
+
+// see is every server that one of the items is for.
+func (r *Rollout) see(items []engine.Item, reports map[string]map[string]*stopgapv1.OutcomeRecord) []engine.Seen {
+	cur := r.cfg.Policy()
+	var docs []*mitigation.Document
+	for _, it := range items {
+		if d := cur.Documents[tufpolicy.DocumentPath(it.Mitigation, it.Revision)]; d != nil {
+			docs = append(docs, d)
+		}
+	}
+	var out []engine.Seen
+	for _, srv := range r.cfg.Agents.Servers() {
+		x := engine.Seen{ID: srv.ID, Name: srv.Name, Connected: srv.Connected, Attrs: attributes(srv)}
+		var of []engine.Report
+		for _, d := range docs {
+			if mitigation.Applies(d.Mitigation, srv.Facts) {
+				of = append(of, report(d, reports[srv.ID][d.GetId()]))
+			}
+		}
+		if len(of) > 0 {
+			x.Report = together(of)
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// attributes are what selectors look at: labels, and facts over them.
+func attributes(srv Server) map[string]string {
+	out := maps.Clone(srv.Labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	roles := make([]string, 0, 2)
+	for _, x := range srv.Facts.GetRoles() {
+		roles = append(roles, strings.ToLower(strings.TrimPrefix(x.String(), "ROLE_")))
+	}
+	for k, v := range map[string]string{"name": srv.Name, "build": srv.Facts.GetExchangeBuild(), "dag": srv.Facts.GetDag(), "organisation": srv.Facts.GetOrganisation(),
+		"role": strings.Join(roles, ",")} {
+		if v != "" {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// codeProbeFailed is the agent's word for a probe that passed before and failed after.
+const codeProbeFailed = "probe-failed"
+
+// report says what an outcome means for a release.
+func report(d *mitigation.Document, rec *stopgapv1.OutcomeRecord) engine.Report {
+	o := rec.GetOutcome()
+	if o == nil || o.GetRevision() != d.GetRevision() {
+		return engine.Report{}
+	}
+	out := engine.Report{Reason: o.GetReason(), At: rec.GetRecordedAt().AsTime()}
+	switch o.GetState() {
+	case stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED:
+		out.State, out.Proven = engine.OnTarget, o.GetProof() == stopgapv1.Proof_PROOF_EFFECT_PROVEN || !hasEffect(d)
+		if o.GetCode() == codeProbeFailed {
+			out.State = engine.HasFailed
+		}
+	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED:
+		out.State = engine.HasFailed
+	case stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED:
+		if o.GetCode() == codeProbeFailed {
+			out.State = engine.HasFailed
+		} else if o.GetCode() == "fixed" {
+			out.State = engine.NotForIt
+		}
+	case stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED, stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED:
+		out.State = engine.HasRefused
+	case stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE:
+		out.State = engine.NotForIt
+	case stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED, stopgapv1.OutcomeState_OUTCOME_STATE_PENDING:
+	}
+	return out
+}
+
+func hasEffect(d *mitigation.Document) bool {
+	for _, p := range d.GetProbes() {
+		if p.GetEffect() != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// together is what a server says of all items: the worst of it.
+func together(of []engine.Report) engine.Report {
+	out := engine.Report{Proven: true}
+	count := map[engine.ReportState]int{}
+	for _, x := range of {
+		count[x.State]++
+		if x.At.After(out.At) {
+			out.At = x.At
+		}
+		out.Proven = out.Proven && (x.Proven || x.State != engine.OnTarget)
+		if x.State == engine.HasFailed || out.Reason == "" {
+			out.Reason = x.Reason
+		}
+	}
+	switch {
+	case count[engine.HasFailed] > 0:
+		out.State = engine.HasFailed
+	case count[engine.None] > 0:
+	case count[engine.OnTarget] > 0:
+		out.State = engine.OnTarget
+	case count[engine.HasRefused] > 0:
+		out.State = engine.HasRefused
+	default:
+		out.State = engine.NotForIt
+	}
+	return out
+}
+
+// Strategies gives every strategy by name, and the name of the one for what is published.
+func (r *Rollout) Strategies() ([]engine.Strategy, string) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	out := make([]engine.Strategy, 0, len(r.strategies))
+	for _, s := range r.strategies {
+		out = append(out, s)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out, r.byDefault
+}
+
+func builtIn(name string) bool {
+	for _, s := range engine.BuiltIn() {
+		if s.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// SetStrategy stores a strategy. Errors: ErrBuiltIn.
+func (r *Rollout) SetStrategy(ctx context.Context, s engine.Strategy) error {
+	if builtIn(s.Name) {
+		return fmt.Errorf("%w: %s", ErrBuiltIn, s.Name)
+	}
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kStrategy + s.Name, Value: raw}}); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.strategies[s.Name] = s
+	return nil
+}
+
+// DeleteStrategy deletes one that is not the fleet's. Errors: ErrNoStrategy, ErrBuiltIn.
+func (r *Rollout) DeleteStrategy(ctx context.Context, name string) error {
+	all, byDefault := r.Strategies()
+	_ = all
+	if _, err := r.strategy(name); err != nil || name == "" {
+		return errors.Join(err, fmt.Errorf("%w: %q", ErrNoStrategy, name))
+	}
+	if builtIn(name) || name == byDefault {
+		return fmt.Errorf("%w: %s", ErrBuiltIn, name)
+	}
+	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kStrategy + name, Delete: true}}); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.strategies, name)
+	return nil
+}
+
+// MakeDefault makes a strategy the one for what is published. Errors: ErrNoStrategy.
+func (r *Rollout) MakeDefault(ctx context.Context, name string) error {
+	if _, err := r.strategy(name); err != nil {
+		return err
+	}
+	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kDefault, Value: []byte(name)}}); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byDefault = name
+	return nil
+}
