@@ -28,6 +28,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/localapi"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
+	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	"github.com/stopgap-em/stopgap/agent/internal/reconcile"
 	"github.com/stopgap-em/stopgap/agent/internal/uplink"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -58,6 +59,8 @@ type Config struct {
 	RetryMin, RetryMax time.Duration
 	// ReconcileInterval between passes without an event; default 1 minute.
 	ReconcileInterval time.Duration
+	// ProbeWithin bounds how long a probe is repeated after a change; default 20 s.
+	ProbeWithin time.Duration
 	// Dialer replaces the network; nil: TCP. For a proxy, or a network in a test.
 	Dialer func(ctx context.Context, addr string) (net.Conn, error)
 	// Events is told what happens; nil: nobody.
@@ -163,6 +166,7 @@ func (a *Agent) build() error {
 		Reported:     func() { a.uplink.Wake() },
 		FactsChanged: func(*stopgapv1.Facts) { a.uplink.Wake() },
 		Told:         a.cfg.Events.Outcome,
+		Prober:       a.prober(),
 		Logger:       a.log.Named("reconcile"),
 	})
 	if err != nil {
@@ -180,6 +184,14 @@ func (a *Agent) build() error {
 		RetryMin: a.cfg.RetryMin, RetryMax: a.cfg.RetryMax, Logger: a.log.Named("uplink"),
 	})
 	return err
+}
+
+// prober asks the server that the agent looks after.
+func (a *Agent) prober() probe.Prober {
+	return probe.Prober{Inactive: a.driver.Inactive, Within: a.cfg.ProbeWithin, Find: func(ctx context.Context) (probe.FrontEnd, error) {
+		base, name, err := a.driver.FrontEnd(ctx)
+		return probe.FrontEnd{URL: base, Host: name}, err
+	}}
 }
 
 // anchor brings what the journal holds together with the trust anchor beside it.

@@ -68,6 +68,10 @@ func Serve(dir, addr string) (*Server, error) {
 	if s.ln, err = net.Listen("tcp", addr); err != nil {
 		return nil, err
 	}
+	if err := d.SetFrontEnd(s.URL()); err != nil {
+		_ = s.ln.Close()
+		return nil, err
+	}
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 64 << 10}
 	go func() { _ = s.http.Serve(s.ln) }()
 	return s, nil
@@ -77,7 +81,13 @@ func Serve(dir, addr string) (*Server, error) {
 func (s *Server) URL() string { return "http://" + s.ln.Addr().String() }
 
 // Close stops the front end.
-func (s *Server) Close() error { return s.http.Close() }
+func (s *Server) Close() error {
+	err := s.http.Close()
+	if at, ferr := s.dir.FrontEnd(); ferr == nil && at == s.URL() {
+		err = errors.Join(err, s.dir.SetFrontEnd(""))
+	}
+	return err
+}
 
 // Restarts says how often an application was restarted because a file it reads changed.
 func (s *Server) Restarts(app string) int {

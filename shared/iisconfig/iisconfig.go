@@ -30,6 +30,24 @@ type Site struct {
 	Name string
 	ID   string
 	Apps []*App
+	// Bindings are those of http and https, as written: IP ("*" for all), port, host name.
+	Bindings []Binding
+}
+
+// Binding is where a site listens.
+type Binding struct{ Protocol, IP, Port, Host string }
+
+// Loopback is the base address at which a site can be asked from its own machine, and the host name to ask for: of https before http;
+// "" when it listens on other addresses only.
+func (s *Site) Loopback() (base, host string) {
+	for _, protocol := range []string{"https", "http"} {
+		for _, b := range s.Bindings {
+			if b.Protocol == protocol && (b.IP == "*" || b.IP == "" || b.IP == "127.0.0.1") {
+				return protocol + "://127.0.0.1:" + b.Port, b.Host
+			}
+		}
+	}
+	return "", ""
 }
 
 // App is one application of a site.
@@ -77,6 +95,12 @@ func Parse(data []byte, name string) (*Server, error) {
 				}
 			}
 			site.Apps = append(site.Apps, app)
+		}
+		for _, b := range e.Find("bindings").All("binding") {
+			part := strings.Split(b.Attr("bindingInformation"), ":")
+			if p := strings.ToLower(b.Attr("protocol")); (p == "http" || p == "https") && len(part) == 3 {
+				site.Bindings = append(site.Bindings, Binding{p, part[0], part[1], part[2]})
+			}
 		}
 		s.Sites = append(s.Sites, site)
 	}

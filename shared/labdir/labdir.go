@@ -4,6 +4,7 @@
 //	DIR/server.json                                                    facts: build, roles, organisation, ...
 //	DIR/services.json                                                  Windows services: start type, state
 //	DIR/apppools.json                                                  running state of the application pools
+//	DIR/frontend                                                       address of whoever serves its web site now
 //	DIR/servicing, DIR/servicing.SIGN                                  exists while "Exchange is being updated" (Signs)
 //	DIR/C/Windows/System32/inetsrv/config/applicationHost.config       IIS: sites, applications, pools
 //	DIR/C/Windows/System32/inetsrv/config/redirection.config           exists where that configuration may be shared
@@ -33,6 +34,7 @@ const (
 	ServicesFile  = "services.json"
 	PoolsFile     = "apppools.json"
 	ServicingFile = "servicing"
+	FrontEndFile  = "frontend"
 )
 
 // ApplicationHost is the Windows path of IIS's main configuration file.
@@ -54,6 +56,7 @@ type Server struct {
 	URLRewrite    string   `json:"urlRewrite,omitempty"`
 	OS            string   `json:"os,omitempty"`
 	DAG           string   `json:"dag,omitempty"`
+	Inactive      []string `json:"inactive,omitempty"` // components in maintenance
 }
 
 // Service is one entry of services.json.
@@ -180,6 +183,27 @@ func (d Dir) Server() (Server, error) {
 
 // WriteServer replaces server.json.
 func (d Dir) WriteServer(s Server) error { return d.write(ServerFile, s) }
+
+// FrontEnd is the address of the web site; "" while nobody serves it.
+func (d Dir) FrontEnd() (string, error) {
+	data, err := readBounded(filepath.Join(string(d), FrontEndFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return strings.TrimSpace(string(data)), err
+}
+
+// SetFrontEnd writes the address; "" takes it away.
+func (d Dir) SetFrontEnd(addr string) error {
+	p := filepath.Join(string(d), FrontEndFile)
+	if addr != "" {
+		return os.WriteFile(p, []byte(addr+"\n"), 0o600)
+	}
+	if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
 // Services reads services.json.
 func (d Dir) Services() (map[string]Service, error) {

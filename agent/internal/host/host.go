@@ -32,6 +32,11 @@ type Driver interface {
 	// CheckConfig asks IIS itself whether it can read the rewrite sections of an application ("Default Web Site/owa"), after
 	// its web.config was replaced. nil where there is no IIS to ask.
 	CheckConfig(ctx context.Context, app string) error
+	// FrontEnd gives the base address of the web site that clients talk to, with a loopback address, and its host name, "" for
+	// none. An empty address: there is none, or it is not known.
+	FrontEnd(ctx context.Context) (base, host string, err error)
+	// Inactive says whether a component of Exchange is in maintenance.
+	Inactive(component string) bool
 	// Service reads a Windows service. A service that does not exist is Present false, not an error.
 	Service(ctx context.Context, name string) (Service, error)
 	// SetService brings a service to a start type and state and waits until it is there.

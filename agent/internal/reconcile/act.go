@@ -35,10 +35,18 @@ func (p *pass) act(ctx context.Context) error {
 			p.alarms["health-manager-not-held"] = err.Error()
 		}
 	}
+	if len(intents) > 0 {
+		p.probeBefore(ctx)
+	}
 	unwritten := p.host.Flush(ctx)
 	for _, w := range p.works {
 		if w.failed == nil && w.touched {
 			p.carryOut(ctx, w, unwritten)
+		}
+	}
+	for _, w := range p.works {
+		if w.failed == nil && w.touched && w.Want == Apply {
+			p.probeAfter(ctx, w)
 		}
 	}
 	if err := ctx.Err(); err != nil {
@@ -157,6 +165,7 @@ func (p *pass) undo(ctx context.Context, w *work) {
 		return
 	}
 	left, err := p.takeBack(ctx, back, restore)
+	w.undone = err == nil
 	if err != nil {
 		w.failed = fmt.Errorf("%w; and it could not be taken back: %w", w.failed, err)
 	}

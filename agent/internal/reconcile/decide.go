@@ -44,6 +44,8 @@ type Decision struct {
 	SHA256 []byte
 	// Alarm is a standing warning to raise with it; "" for none.
 	Alarm string
+	// Emergency: it was released to everybody at once.
+	Emergency bool
 	// Refused is what was asked for and is not done, and why; it is added to the reason of an APPLIED. "" for nothing.
 	Refused     string
 	RefusedCode string
@@ -102,7 +104,7 @@ func (v View) decide(id string) Decision {
 	if inForce > 0 {
 		ref = mitigation.Ref(id, inForce)
 	}
-	d := Decision{Revision: inForce, Want: Leave}
+	d := Decision{ID: id, Revision: inForce, Want: Leave}
 	if known := v.Known[id]; d.Revision == 0 && known != nil {
 		d.Revision = known.GetRevision()
 	}
@@ -354,7 +356,12 @@ func (v View) applicable(d Decision, r *policy.Revision, item *stopgapv1.Assignm
 			return d.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "prerequisite-missing", "needs the IIS URL Rewrite module >= %s, installed is %s", want, have)
 		}
 	}
-	d.Want, d.Doc = Apply, doc
+	// One that its own probes took off does not come back by itself: a newer revision, or block and unblock, try again.
+	if known := v.Known[d.ID]; inForce == 0 && known.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED && known.GetCode() == codeProbeFailed &&
+		known.GetRevision() == d.Revision && bytes.Equal(known.GetDocumentSha256(), d.SHA256) {
+		return d.say(known.GetState(), known.GetCode(), "%s", known.GetReason())
+	}
+	d.Want, d.Doc, d.Emergency = Apply, doc, item.GetEmergency()
 	return d
 }
 

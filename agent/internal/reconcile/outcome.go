@@ -37,6 +37,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 	case w.Want == Apply:
 		o.State, o.Proof = stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED, stopgapv1.Proof_PROOF_CONFIGURATION_ONLY
 		o.Code, o.Reason = appliedCode(w, old)
+		p.probedOutcome(w, old, o)
 		if len(w.drift) > 0 {
 			o.DriftRepairs++
 			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
@@ -55,6 +56,22 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		return nil
 	}
 	return o
+}
+
+// probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.
+func (p *pass) probedOutcome(w *work, old, o *stopgapv1.Outcome) {
+	o.Evidence = append(o.Evidence, w.probed.evidence...)
+	switch {
+	case w.probed.kept != "":
+		o.Code, o.Reason = codeProbeFailed, "applied, and a probe that passed before fails now; it stays, as its document says: "+w.probed.kept
+	case !w.touched && old.GetState() == o.GetState() && old.GetRevision() == o.GetRevision() && string(old.GetDocumentSha256()) == string(o.GetDocumentSha256()):
+		o.Proof = old.GetProof()
+	case w.probed.unproven != "":
+		o.Reason += "; its effect could not be shown: " + w.probed.unproven
+	}
+	if w.probed.proven {
+		o.Proof = stopgapv1.Proof_PROOF_EFFECT_PROVEN
+	}
 }
 
 func appliedCode(w *work, old *stopgapv1.Outcome) (code, reason string) {
@@ -96,6 +113,12 @@ func (p *pass) failure(w *work, o *stopgapv1.Outcome) {
 	wait := retryFirst
 	if errors.As(w.failed, &he) {
 		o.Code = he.Code
+		if o.GetCode() == codeProbeFailed && !w.undone {
+			o.Code = "failed" // what was to be taken off could not be
+		} else if o.GetCode() == codeProbeFailed {
+			o.State, o.Evidence = stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, w.probed.evidence
+			return
+		}
 		if he.Conflict {
 			o.State, wait = stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT, fightRetry
 		}

@@ -26,6 +26,8 @@ type work struct {
 	touched  bool // something was journaled to be done
 	waiting  bool // failed before and not yet due
 	before   backoffState
+	probed   probed
+	undone   bool // it failed, and nothing of it is left
 }
 
 // step is one action of a work.

@@ -45,6 +45,8 @@ type Config struct {
 	Interval time.Duration
 	// Reported is called after a pass put outcomes into the outbox.
 	Reported func()
+	// Prober, if set, asks the local server before and after a change.
+	Prober Prober
 	// Told, if set, is called with each outcome that a pass reported.
 	Told func(*stopgapv1.Outcome)
 	// FactsChanged is called when a pass read other facts than the one before.
@@ -323,6 +325,11 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 			view.Since[ref] = c.Since
 		}
 		view.Protected[c.Ref.Mitigation] = p.protected(c.Ref.Mitigation)
+	}
+	for id, o := range p.known {
+		if o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && o.GetCode() == codeProbeFailed && len(view.InForce[id]) > 0 {
+			p.alarms[codeProbeFailed] = mitigation.Ref(id, o.GetRevision()) + ": " + o.GetReason()
+		}
 	}
 	if view.Policy.FixedError != nil {
 		p.alarms["fixed-builds-unreadable"] = view.Policy.FixedError.Error()

@@ -165,7 +165,7 @@ func (g *rig) snapshot() map[string][32]byte {
 	g.t.Helper()
 	out := map[string][32]byte{}
 	err := filepath.WalkDir(g.dir, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
+		if err != nil || e.IsDir() || e.Name() == labdir.FrontEndFile {
 			return err
 		}
 		data, err := os.ReadFile(p)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -16,18 +17,126 @@ import (
 // settle is how long changes are collected before they are told: editors write a file in several steps.
 const settle = 100 * time.Millisecond
 
+// hub is the process's one watcher of the operating system, which has few of them for each user, and who listens to it.
+type hub struct {
+	mu   sync.Mutex
+	w    *fsnotify.Watcher // nil while nobody listens
+	done chan struct{}     // closed when its reader has ended
+	dirs map[string]int    // how many listen to a directory
+	subs map[*sub]bool
+}
+
+// sub is one listener. Its channels hold one entry each: that something changed is enough to know.
+type sub struct {
+	dirs     map[string]bool
+	relevant func(string) bool
+	changed  chan struct{}
+	lost     chan struct{}
+}
+
+var shared = &hub{dirs: map[string]int{}, subs: map[*sub]bool{}}
+
+func tell(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// join adds a listener; a directory that does not exist is left out.
+func (h *hub) join(s *sub, dirs []string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.w == nil {
+		w, err := fsnotify.NewWatcher()
+		if err != nil {
+			return err
+		}
+		h.w, h.done = w, make(chan struct{})
+		go h.read(w, h.done)
+	}
+	h.subs[s] = true
+	for _, d := range dirs {
+		d = filepath.Clean(d)
+		if s.dirs[d] {
+			continue
+		}
+		if h.dirs[d] == 0 {
+			if err := h.w.Add(d); errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
+				return fmt.Errorf("watch %s: %w", d, err)
+			}
+		}
+		h.dirs[d]++
+		s.dirs[d] = true
+	}
+	return nil
+}
+
+// leave takes a listener away, and with the last one the watcher.
+func (h *hub) leave(s *sub) {
+	h.mu.Lock()
+	delete(h.subs, s)
+	for d := range s.dirs {
+		if h.dirs[d]--; h.dirs[d] == 0 {
+			delete(h.dirs, d)
+			if h.w != nil {
+				_ = h.w.Remove(d)
+			}
+		}
+	}
+	var w *fsnotify.Watcher
+	done := h.done
+	if len(h.subs) == 0 {
+		w, h.w = h.w, nil
+		clear(h.dirs)
+	}
+	h.mu.Unlock()
+	if w != nil {
+		_ = w.Close()
+		<-done
+	}
+}
+
+// read hands events to whoever listens to their directory.
+func (h *hub) read(w *fsnotify.Watcher, done chan struct{}) {
+	defer close(done)
+	for {
+		select {
+		case ev, ok := <-w.Events:
+			if !ok {
+				return
+			}
+			dir, name := filepath.Dir(ev.Name), strings.ToLower(filepath.Base(ev.Name))
+			h.mu.Lock()
+			for s := range h.subs {
+				if s.dirs[dir] && s.relevant(name) {
+					tell(s.changed)
+				}
+			}
+			h.mu.Unlock()
+		case _, ok := <-w.Errors: // events may be lost (overflow): everybody looks
+			if !ok {
+				return
+			}
+			h.mu.Lock()
+			for s := range h.subs {
+				tell(s.lost)
+			}
+			h.mu.Unlock()
+		}
+	}
+}
+
 // Watch calls changed once when it has begun to watch, and then whenever a file that is relevant, by its lower-case base name,
 // may have changed, until ctx ends. A directory that does not exist is left out.
 func Watch(ctx context.Context, dirs []string, relevant func(name string) bool, changed func()) error {
-	w, err := fsnotify.NewWatcher()
+	s := &sub{dirs: map[string]bool{}, relevant: relevant, changed: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
+	err := shared.join(s, dirs)
+	defer shared.leave(s)
 	if err != nil {
 		return err
-	}
-	defer func() { _ = w.Close() }()
-	for _, d := range dirs {
-		if err := w.Add(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("watch %s: %w", d, err)
-		}
 	}
 	changed()
 	var timer <-chan time.Time
@@ -35,14 +144,12 @@ func Watch(ctx context.Context, dirs []string, relevant func(name string) bool, 
 		select {
 		case <-ctx.Done():
 			return nil
-		case ev := <-w.Events:
-			if relevant(strings.ToLower(filepath.Base(ev.Name))) && timer == nil {
+		case <-s.changed:
+			if timer == nil {
 				timer = time.After(settle)
 			}
-		case err := <-w.Errors:
-			if err != nil {
-				changed() // events may be lost (overflow): look
-			}
+		case <-s.lost:
+			changed()
 		case <-timer:
 			timer = nil
 			changed()

@@ -133,6 +133,18 @@ func replace(path string, old, data []byte) (err error) {
 // CheckConfig implements host.Driver: there is no IIS; the lab's front end reads what the agent evaluated.
 func (h *Host) CheckConfig(context.Context, string) error { return nil }
 
+// FrontEnd implements host.Driver: who serves the lab server writes its address.
+func (h *Host) FrontEnd(context.Context) (base, name string, err error) {
+	base, err = h.dir.FrontEnd()
+	return base, "", err
+}
+
+// Inactive implements host.Driver.
+func (h *Host) Inactive(component string) bool {
+	s, err := h.dir.Server()
+	return err == nil && slices.Contains(s.Inactive, component)
+}
+
 // Service implements host.Driver.
 func (h *Host) Service(_ context.Context, name string) (host.Service, error) {
 	all, err := h.dir.Services()

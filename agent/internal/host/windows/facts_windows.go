@@ -274,3 +274,24 @@ func rebootPending(exchange string) string {
 	}
 	return ""
 }
+
+// Inactive implements host.Driver. Each value of a component's key is one requester's word, "1:STATE:TIME", where STATE 0 is inactive; one is
+// enough.
+func (h *Host) Inactive(component string) bool {
+	k, err := registry.OpenKey(registry.LOCAL_MACHINE, exchangeKey+`\ServerComponentStates\`+component, registry.QUERY_VALUE|registry.WOW64_64KEY)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = k.Close() }()
+	names, err := k.ReadValueNames(-1)
+	if err != nil {
+		return false
+	}
+	for _, n := range names {
+		v, _, err := k.GetStringValue(n)
+		if part := strings.Split(v, ":"); err == nil && len(part) > 1 && part[1] == "0" {
+			return true
+		}
+	}
+	return false
+}

@@ -174,6 +174,20 @@ func (h *Host) CheckConfig(ctx context.Context, app string) error {
 	return nil
 }
 
+// FrontEnd implements host.Driver.
+func (h *Host) FrontEnd(ctx context.Context) (base, name string, err error) {
+	srv, err := h.server(ctx)
+	if err != nil || srv == nil {
+		return "", "", err
+	}
+	for _, s := range srv.FrontEndSites() {
+		if base, name := s.Loopback(); base != "" {
+			return base, name, nil
+		}
+	}
+	return "", "", nil
+}
+
 // Service implements host.Driver.
 func (h *Host) Service(_ context.Context, name string) (host.Service, error) {
 	s, err := h.services.get(name)
