@@ -259,14 +259,37 @@ func (r *Rollout) create(ctx context.Context, items []engine.Item, s engine.Stra
 	r.mu.Unlock()
 	now := time.Now().UTC()
 	x := engine.New(id, items, s, by, now)
+	var decisions []engine.Decision
+	if !planOnly { // in one write: a rollout that was made to start is never found planned
+		reports, err := r.reports(ctx, items)
+		if err == nil {
+			decisions, err = x.Step(engine.Event{At: now, Verb: engine.Start, By: by, Seen: r.see(items, reports)})
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	if err := r.put(ctx, &live{x, 0}); err != nil {
 		return nil, err
 	}
 	r.cfg.Told(id, string(engine.Planned), fmt.Sprintf("%s by %s", s.Name, by))
+	r.told(id, decisions)
 	if planOnly {
 		return x, nil
 	}
-	return r.act(ctx, id, engine.Event{At: now, Verb: engine.Start, By: by})
+	return x, r.supersede(ctx, x, now)
+}
+
+// told tells the phases among decisions, and gives the servers among them.
+func (r *Rollout) told(id string, decisions []engine.Decision) (released []string) {
+	for _, d := range decisions {
+		if d.Agent != "" {
+			released = append(released, d.Agent)
+			continue
+		}
+		r.cfg.Told(id, string(d.Phase), d.Reason)
+	}
+	return released
 }
 
 // supersede ends what older rollouts of the same mitigations were about. The caller holds step.
@@ -292,6 +315,23 @@ func (r *Rollout) supersede(ctx context.Context, by *engine.Rollout, now time.Ti
 		}
 	}
 	return nil
+}
+
+// newer names a started rollout that supersedes another; "" when there is none.
+func (r *Rollout) newer(x *engine.Rollout) string {
+	for _, o := range r.List() {
+		if numberOf(o.ID) <= numberOf(x.ID) || o.Phase == engine.Planned || o.Phase == engine.Reverted {
+			continue
+		}
+		for _, a := range o.Items {
+			for _, b := range x.Items {
+				if a.Mitigation == b.Mitigation {
+					return o.ID
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // Act does something with a rollout. Errors: ErrNoRollout, engine.ErrVerb.
@@ -339,14 +379,7 @@ func (r *Rollout) act(ctx context.Context, id string, e engine.Event) (*engine.R
 	if err := r.put(ctx, x); err != nil {
 		return nil, err
 	}
-	var woken []string
-	for _, d := range decisions {
-		if d.Agent != "" {
-			woken = append(woken, d.Agent)
-			continue
-		}
-		r.cfg.Told(id, string(d.Phase), d.Reason)
-	}
+	woken := r.told(id, decisions)
 	if e.Verb == engine.Look {
 		r.mu.Lock()
 		r.generation++
@@ -447,7 +480,11 @@ func (r *Rollout) Look(ctx context.Context, now time.Time) {
 		if x.Phase == engine.Planned || x.Phase.Ended() {
 			continue
 		}
-		if _, err := r.act(ctx, x.ID, engine.Event{At: now.UTC()}); err != nil && ctx.Err() == nil {
+		e := engine.Event{At: now.UTC()}
+		if by := r.newer(x); by != "" { // the controller died between starting that one and superseding this one
+			e.Verb, e.By = engine.Supersede, "rollout "+by
+		}
+		if _, err := r.act(ctx, x.ID, e); err != nil && ctx.Err() == nil {
 			r.cfg.Logger.Error("a rollout stands still; trying again", "rollout", x.ID, "error", err)
 		}
 	}

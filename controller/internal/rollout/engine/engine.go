@@ -480,7 +480,7 @@ func (s *step) member(m *Member, seen map[string]Seen, id string) {
 	case rep.State == OnTarget && !m.GoneSince.IsZero() && s.now.Sub(m.GoneSince) >= r.Strategy.silence():
 		s.set(m, Silent, fmt.Sprintf("has it, and nothing was heard of it for %s", r.Strategy.silence()))
 	case rep.State == OnTarget && wave.Prove && !rep.Proven:
-		s.late(m, wave, Applied, "its effect was not proven")
+		s.late(m, wave, Released, "its effect was not proven")
 	case rep.State == OnTarget:
 		if m.State != Applied && m.State != OK {
 			s.set(m, Applied, "")
@@ -521,7 +521,7 @@ func (s *step) late(m *Member, w Wave, st MemberState, why string) {
 			return
 		}
 	}
-	s.set(m, st, "")
+	s.set(m, st, why)
 }
 
 // tooMany says why the failures are too many; "" when they are not.
