@@ -31,6 +31,7 @@ func (d *demo) steps() []step {
 		{"Somebody deletes M1's rule on EX01", d.driftIsRepaired},
 		{"Fabrikam installs the fixed build, one server after the other", d.organisationIsFixed},
 		{"The controller is killed with SIGKILL, an outcome happens meanwhile, and it comes back", d.controllerDies},
+		{"A bad mitigation is signed and published, with the strategy canary", d.badOneStops},
 		{"Somebody owns the controller: alters its data, and with its keys serves a policy that nobody signed", d.controllerIsStolen},
 	}
 }

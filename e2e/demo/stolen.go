@@ -152,8 +152,8 @@ func (d *demo) everythingRemoved() ([]byte, map[string][]byte, error) {
 	return tg, docs, err
 }
 
-// honestVersion is what the demo published: the empty policy, then the catalogue.
-const honestVersion = 2
+// honestVersion is what the demo published: the empty policy, the catalogue, the bad mitigation, and without it.
+const honestVersion = 4
 
 func (d *demo) honest() ([]byte, map[string][]byte, error) {
 	tg, err := os.ReadFile(filepath.Join(d.policyDir(), "metadata", fmt.Sprintf("%d.targets.json", honestVersion)))

@@ -92,7 +92,7 @@ func (s *Server) owa(path, cookie string) response {
 		return answer(http.StatusOK, "text/html; charset=utf-8", "<html>Sign in</html>")
 	}
 	if !strings.Contains(cookie, "cadata=") {
-		a := answer(http.StatusFound, "", "")
+		a := answer(http.StatusFound, "text/html; charset=utf-8", "<html><body>Object moved</body></html>")
 		a.header.Set("Location", "/owa/auth/logon.aspx?url=%2fowa%2f")
 		return a
 	}

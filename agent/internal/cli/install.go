@@ -157,7 +157,19 @@ func gone(dir, name string) bool {
 
 // leave takes off what is applied, or says what stays. Keeping never fails: an uninstallation must not hang on a damaged journal.
 func leave(cmd *cobra.Command, o *options, host string, reverting, fromMSI bool, log hclog.Logger) error {
-	done, err := agent.Uninstall(cmd.Context(), o.state, host, reverting, log)
+	var done []string
+	// The service was told to stop; what it has half done it finishes or leaves to the journal first.
+	end := time.Now().Add(3 * service.StopWithin)
+	for {
+		var err error
+		if done, err = agent.Uninstall(cmd.Context(), o.state, host, reverting, log); !errors.Is(err, journal.ErrLocked) || time.Now().After(end) {
+			return left(cmd, o, done, err, reverting, fromMSI)
+		}
+	}
+}
+
+// left says what an uninstallation left or took off.
+func left(cmd *cobra.Command, o *options, done []string, err error, reverting, fromMSI bool) error {
 	undo := filepath.Join(o.state, journal.UndoFile)
 	list := strings.Join(done, ", ")
 	switch {
