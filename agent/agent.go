@@ -59,6 +59,8 @@ type Config struct {
 	RetryMin, RetryMax time.Duration
 	// ReconcileInterval between passes without an event; default 1 minute.
 	ReconcileInterval time.Duration
+	// RemoveHold is how long a fixed build must have been there before mitigations for it come off by themselves; default: not at all.
+	RemoveHold time.Duration
 	// ProbeWithin bounds how long a probe is repeated after a change; default 20 s.
 	ProbeWithin time.Duration
 	// Dialer replaces the network; nil: TCP. For a proxy, or a network in a test.
@@ -167,6 +169,7 @@ func (a *Agent) build() error {
 		FactsChanged: func(*stopgapv1.Facts) { a.uplink.Wake() },
 		Told:         a.cfg.Events.Outcome,
 		Prober:       a.prober(),
+		RemoveHold:   a.cfg.RemoveHold,
 		Logger:       a.log.Named("reconcile"),
 	})
 	if err != nil {

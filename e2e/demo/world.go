@@ -128,7 +128,7 @@ func (d *demo) start(ctx context.Context) error {
 		s.id = strings.TrimSuffix(strings.Fields(out)[3], ";")
 		s.agent = procs.New(s.name, d.program("stopgap-agent"), filepath.Join(d.dir, s.name, "agent.log"),
 			"--state", s.state, "run", "--controller", d.addr, "--host", "lab:"+s.dir, "--name", s.name, "--retry-min", "200ms", "--retry-max", "1s",
-			"--probe-within", "3s")
+			"--probe-within", "3s", "--remove-hold", "0s")
 		if err := s.agent.Start(); err != nil {
 			return err
 		}

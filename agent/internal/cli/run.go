@@ -31,6 +31,9 @@ const (
 	logFiles     = 5
 )
 
+// removeHold is for an update that is taken back at once.
+const removeHold = 10 * time.Minute
+
 // gcPercent trades some processor time, of which an agent takes next to none, for a smaller working set.
 const gcPercent = 30
 
@@ -90,6 +93,7 @@ func run(o *options, stderr io.Writer) *cobra.Command {
 	f.DurationVar(&cfg.RetryMin, "retry-min", 0, "first bound of the wait before connecting again, which is anything between 0 and it (default 2s)")
 	f.DurationVar(&cfg.RetryMax, "retry-max", 0, "what that bound doubles up to (default 2m)")
 	f.DurationVar(&cfg.ReconcileInterval, "reconcile-interval", 0, "time between looks at the server without an event (default 1m)")
+	f.DurationVar(&cfg.RemoveHold, "remove-hold", removeHold, "how long a fixed build must have been there before mitigations for it come off by themselves")
 	f.DurationVar(&cfg.ProbeWithin, "probe-within", 0, "how long a probe is repeated after a change before it counts as failed (default 20s)")
 	f.StringVar(&level, "log-level", "info", "trace, debug, info, warn, error, off")
 	f.StringVar(&format, "log-format", "text", "text or json")

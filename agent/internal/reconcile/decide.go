@@ -64,6 +64,9 @@ type View struct {
 	Since     map[string]time.Time
 	Protected map[string]time.Time
 	Now       time.Time
+	// Hold is how long a fixed build must have been there before a mitigation comes off; BuildSince since when the build is.
+	Hold       time.Duration
+	BuildSince time.Time
 	// Known are the mitigations reported on before.
 	Known map[string]*stopgapv1.Outcome
 }
@@ -396,6 +399,9 @@ func (v View) fixed(d Decision, doc *mitigation.Document, b exchange.Build, item
 		what = fmt.Sprintf("build %s is fixed, and so is every known Mailbox server of the organisation", b)
 	case stopgapv1.RemoveWhen_REMOVE_WHEN_UNSPECIFIED, stopgapv1.RemoveWhen_REMOVE_WHEN_NEVER:
 		return d, false
+	}
+	if inForce > 0 && v.Now.Sub(v.BuildSince) < v.Hold {
+		return d, false // an update that is taken back at once must not have taken protection with it
 	}
 	if inForce > 0 {
 		d.Want = Remove

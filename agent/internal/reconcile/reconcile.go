@@ -43,6 +43,8 @@ type Config struct {
 	Policy func() *policy.Policy
 	// Interval between passes without an event. Default 1 minute.
 	Interval time.Duration
+	// RemoveHold is how long a fixed build must have been there before a mitigation comes off by itself; 0: not at all.
+	RemoveHold time.Duration
 	// Reported is called after a pass put outcomes into the outbox.
 	Reported func()
 	// Prober, if set, asks the local server before and after a change.
@@ -78,6 +80,8 @@ type Reconciler struct {
 	retry     map[string]backoffState
 	servicing time.Time
 	watched   []string
+	build     string // as last seen, and since when
+	since     time.Time
 	watchKick chan struct{}
 
 	stateMu sync.Mutex
@@ -312,7 +316,10 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 	if err != nil {
 		return nil, View{}, err
 	}
-	view := View{Facts: p.facts, Policy: r.cfg.Policy(), Assignment: assignment, Blocks: p.blocks, Frozen: frozen,
+	if b := p.facts.GetExchangeBuild(); b != r.build {
+		r.build, r.since = b, p.now
+	}
+	view := View{Hold: r.cfg.RemoveHold, BuildSince: r.since, Facts: p.facts, Policy: r.cfg.Policy(), Assignment: assignment, Blocks: p.blocks, Frozen: frozen,
 		InForce: map[string][]uint32{}, Since: map[string]time.Time{}, Protected: map[string]time.Time{}, Now: p.now, Known: p.known}
 	for _, c := range p.changes {
 		if c.Ref.Mitigation == healthManager {
