@@ -135,7 +135,7 @@ func TestABadMitigationStopsAtTheFirstServerWhichHealsItself(t *testing.T) {
 	nodes := r.served(5)
 	r.strategy(quick)
 	id := r.publishBy("quick", document("M9", 1, badRule, revertOn))
-	got := r.phase(id, "REVERTED", "1 of 1 servers of wave 1 failed")
+	got := r.phase(id, "REVERTED", "1 of 5 servers failed, tolerated: 0")
 	tried := 0
 	for _, m := range got.GetMembers() {
 		if m.GetState() != "waiting" {

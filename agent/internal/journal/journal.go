@@ -68,6 +68,10 @@ type Change struct {
 	Build     string    `json:"build"` // Exchange build when it was made
 	// Proven: it was once read back in place. A repair of it that fails does not take it off.
 	Proven bool `json:"proven,omitempty"`
+	// Asked: health probes were asked before the change was made, and Passed names those that passed. Who starts anew while the change
+	// stands can't ask for "before" any more.
+	Asked  bool     `json:"asked,omitempty"`
+	Passed []string `json:"passed,omitempty"`
 	// Document is the hex SHA-256 of the mitigation document.
 	Document string `json:"document,omitempty"`
 	// CVEs and RemoveWhen let an agent that lost the document still say what the change is for.

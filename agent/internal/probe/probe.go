@@ -10,8 +10,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -91,8 +93,9 @@ func (pr Prober) Once(ctx context.Context, p *stopgapv1.Probe) Result {
 	return r
 }
 
-// Until asks until the answer is as expected, for a bounded time; it gives the last one.
-func (pr Prober) Until(ctx context.Context, p *stopgapv1.Probe) Result {
+// Until asks until the answer is as expected, for a bounded time; it gives the last one. Where nobody listens it does not wait, unless there
+// was an answer before (IIS is being restarted).
+func (pr Prober) Until(ctx context.Context, p *stopgapv1.Probe, answered bool) Result {
 	within, pause := pr.Within, pr.Pause
 	if within == 0 {
 		within = defaultWithin
@@ -103,7 +106,7 @@ func (pr Prober) Until(ctx context.Context, p *stopgapv1.Probe) Result {
 	end := time.Now().Add(within)
 	for {
 		r := pr.Once(ctx, p)
-		if r.OK || r.Skipped || r.nobody || !time.Now().Add(pause).Before(end) {
+		if r.OK || r.Skipped || r.nobody && !answered || !time.Now().Add(pause).Before(end) {
 			return r
 		}
 		select {
@@ -121,6 +124,8 @@ func effect(e *stopgapv1.EffectProbe, resp *http.Response, err error) (bool, str
 		return false, "no answer in time" // which an aborted request would not need
 	case err != nil && isRefused(err):
 		return false, err.Error()
+	case err != nil && !errors.Is(err, errAborted):
+		return false, err.Error()
 	case err != nil:
 		return e.GetExpectAborted(), "the connection was closed without an answer"
 	case e.GetExpectAborted():
@@ -135,6 +140,9 @@ func effect(e *stopgapv1.EffectProbe, resp *http.Response, err error) (bool, str
 	}
 	return true, "answered " + resp.Status
 }
+
+// errAborted: the request was sent whole (10053 and 10054 are what Windows says when a connection is reset), and the connection was closed without an answer.
+var errAborted = errors.New("closed without an answer")
 
 // isRefused: nobody listens, which is no abort.
 func isRefused(err error) bool {
@@ -159,14 +167,22 @@ func ask(ctx context.Context, fe FrontEnd, request string, headers map[string]st
 		req.Header.Set(k, v)
 	}
 	req.Header.Set("User-Agent", userAgent)
+	sent := false
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(i httptrace.WroteRequestInfo) { sent = i.Err == nil }}))
 	resp, err := c.Do(req)
 	var ue *url.Error
 	if errors.As(err, &ue) { // its URL says less than the probe's name
 		err = ue.Err
 	}
+	if err != nil && sent && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.Errno(10053)) || errors.Is(err, syscall.Errno(10054)) || errors.Is(err, io.ErrUnexpectedEOF)) {
+		return nil, fmt.Errorf("%w (%w)", errAborted, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
-	return resp, errors.Join(err, resp.Body.Close())
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("answered %s and then: %w", resp.Status, err)
+	}
+	return resp, nil
 }

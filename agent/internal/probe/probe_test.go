@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -65,7 +66,7 @@ func TestWhatComesBackIsJudgedAsTheDocumentSays(t *testing.T) {
 			pr.Within = 0
 			pr.Within = time.Nanosecond
 		}
-		if r := pr.Until(t.Context(), c.p); r.OK != c.ok || r.Skipped != c.skipped || !strings.Contains(r.Got, c.got) {
+		if r := pr.Until(t.Context(), c.p, true); r.OK != c.ok || r.Skipped != c.skipped || !strings.Contains(r.Got, c.got) {
 			t.Errorf("%s: %+v, want ok %t skipped %t %q", r.Name, r, c.ok, c.skipped, c.got)
 		}
 	}
@@ -77,6 +78,26 @@ func TestWhatComesBackIsJudgedAsTheDocumentSays(t *testing.T) {
 	pr.Find = func(context.Context) (FrontEnd, error) { return FrontEnd{URL: "https://127.0.0.1:1"}, nil }
 	if r := pr.Once(t.Context(), effectOf(&stopgapv1.EffectProbe{Request: "GET /", ExpectAborted: true})); r.OK || r.Skipped {
 		t.Errorf("nobody listens was taken for an abort: %+v", r)
+	}
+	// Something else listens: its words are no abort.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("220 mail\r\n"))
+			_ = c.Close()
+		}
+	}()
+	pr.Find = func(context.Context) (FrontEnd, error) { return FrontEnd{URL: "https://" + ln.Addr().String()}, nil }
+	if r := pr.Once(t.Context(), effectOf(&stopgapv1.EffectProbe{Request: "GET /", ExpectAborted: true})); r.OK {
+		t.Errorf("a failed handshake was taken for an abort: %+v", r)
 	}
 	pr.Find = func(context.Context) (FrontEnd, error) { return FrontEnd{}, nil }
 	if r := pr.Once(t.Context(), healthOf("GET /", "")); !r.Skipped {

@@ -19,9 +19,16 @@ func (p *pass) act(ctx context.Context) error {
 	for _, w := range p.works {
 		for _, s := range append(append([]step(nil), w.apply...), w.revert...) {
 			if s.todo && w.failed == nil {
-				intents = append(intents, s.change)
 				w.touched = true
 				stops = stops || !s.file
+			}
+		}
+	}
+	p.probeBefore(ctx)
+	for _, w := range p.works {
+		for _, s := range append(append([]step(nil), w.apply...), w.revert...) {
+			if s.todo && w.failed == nil {
+				intents = append(intents, s.change)
 			}
 		}
 	}
@@ -34,9 +41,6 @@ func (p *pass) act(ctx context.Context) error {
 		if err := p.holdHealthManager(ctx); err != nil {
 			p.alarms["health-manager-not-held"] = err.Error()
 		}
-	}
-	if len(intents) > 0 {
-		p.probeBefore(ctx)
 	}
 	unwritten := p.host.Flush(ctx)
 	for _, w := range p.works {

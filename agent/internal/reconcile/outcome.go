@@ -37,11 +37,11 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 	case w.Want == Apply:
 		o.State, o.Proof = stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED, stopgapv1.Proof_PROOF_CONFIGURATION_ONLY
 		o.Code, o.Reason = appliedCode(w, old)
-		p.probedOutcome(w, old, o)
 		if len(w.drift) > 0 {
 			o.DriftRepairs++
 			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
 		}
+		p.probedOutcome(w, old, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}

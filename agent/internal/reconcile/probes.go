@@ -3,17 +3,20 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
 // Prober asks the local server.
 type Prober interface {
-	Once(ctx context.Context, p *stopgapv1.Probe) probe.Result
-	Until(ctx context.Context, p *stopgapv1.Probe) probe.Result
+	// Until asks until the answer is as expected, for a bounded time; answered says that there was an answer before.
+	Until(ctx context.Context, p *stopgapv1.Probe, answered bool) probe.Result
 }
 
 // A health probe that passed before a change and fails after it does what the document says; one that failed before counts for nothing. An
@@ -32,26 +35,75 @@ type probed struct {
 // codeProbeFailed is the code of a REVERTED by a failed probe, and of an APPLIED that stays in spite of one.
 const codeProbeFailed = "probe-failed"
 
-// probeBefore asks the health probes of everything that is about to be changed, each question once.
+// probeBudget bounds the probes of one pass, before and after together: meanwhile nobody else can have the pass.
+const probeBudget = time.Minute
+
+// wouldRevert says whether a failed probe would take a mitigation off.
+func (p *pass) wouldRevert(w *work) bool {
+	if p.r.cfg.Prober == nil || w.Want != Apply || w.Doc == nil || keeps(w) {
+		return false
+	}
+	return slices.ContainsFunc(w.Doc.GetProbes(), func(q *stopgapv1.Probe) bool { return q.GetHealth() != nil })
+}
+
+// onProbation lets one mitigation a pass be put to the proof of its probes: of two that come together and break something, each would be
+// blamed for the other. The others wait for the next pass, which follows at once.
+func (p *pass) onProbation(w *work) {
+	if w.failed != nil || !p.wouldRevert(w) || !slices.ContainsFunc(w.apply, func(s step) bool { return s.todo }) {
+		return
+	}
+	if !p.probation {
+		p.probation = true
+		return
+	}
+	p.unstage(w)
+	w.apply, w.revert, w.waiting, w.Want = nil, nil, true, Leave
+	p.again = true
+}
+
+// interrupted is the record of a change that an earlier pass began and did not prove, with what was asked before it; nil when there is none.
+func interrupted(w *work) *journal.Change {
+	for _, s := range w.apply {
+		if s.record != nil && !s.record.Proven && s.record.Asked {
+			return s.record
+		}
+	}
+	return nil
+}
+
+// probeBefore asks the health probes of everything that is about to be changed, each question once, and puts what passed into what is
+// journaled: a pass that goes on with a change after a crash takes the answers from there, since "before" is over.
 func (p *pass) probeBefore(ctx context.Context) {
 	if p.r.cfg.Prober == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, probeBudget)
+	defer cancel()
 	asked := map[string]probe.Result{}
 	for _, w := range p.works {
 		if !w.touched || w.failed != nil || w.Want != Apply {
 			continue
 		}
 		w.probed.before = map[string]probe.Result{}
+		old := interrupted(w)
+		var passed []string
 		for _, q := range w.Doc.GetProbes() {
 			if q.GetHealth() == nil {
 				continue
 			}
 			n := probe.Name(q)
-			if _, ok := asked[n]; !ok {
-				asked[n] = p.r.cfg.Prober.Once(ctx, q)
+			switch _, ok := asked[n]; {
+			case old != nil:
+				asked[n] = probe.Result{Name: n, OK: slices.Contains(old.Passed, n), Got: "as asked before the agent was started anew"}
+			case !ok:
+				asked[n] = p.r.cfg.Prober.Until(ctx, q, false)
 			}
-			w.probed.before[n] = asked[n]
+			if w.probed.before[n] = asked[n]; asked[n].OK {
+				passed = append(passed, n)
+			}
+		}
+		for i := range w.apply {
+			w.apply[i].change.Asked, w.apply[i].change.Passed = true, passed
 		}
 	}
 }
@@ -61,6 +113,17 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 	if p.r.cfg.Prober == nil || len(w.Doc.GetProbes()) == 0 {
 		return
 	}
+	stopped := ctx
+	ctx, cancel := context.WithTimeout(ctx, probeBudget)
+	defer cancel()
+	ask := func(q *stopgapv1.Probe, answered bool) probe.Result {
+		if r, ok := p.answers[q.String()]; ok && r.OK { // one that fails is asked again: what broke it may be gone
+			return r
+		}
+		r := p.r.cfg.Prober.Until(ctx, q, answered)
+		p.answers[q.String()] = r
+		return r
+	}
 	effects, shown := 0, 0
 	var missing, broken []string
 	tell := func(r probe.Result, before string) {
@@ -69,7 +132,7 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 	for _, q := range w.Doc.GetProbes() {
 		if q.GetEffect() != nil {
 			effects++
-			r := p.r.cfg.Prober.Until(ctx, q)
+			r := ask(q, false)
 			tell(r, "")
 			if r.OK {
 				shown++
@@ -83,13 +146,13 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 			tell(before, "not asked again; ")
 			continue
 		}
-		r := p.r.cfg.Prober.Until(ctx, q)
+		r := ask(q, true)
 		tell(r, "before: "+before.Got+"; ")
 		if !r.OK && !r.Skipped {
 			broken = append(broken, fmt.Sprintf("%s: before %s, after %s", r.Name, before.Got, r.Got))
 		}
 	}
-	if ctx.Err() != nil {
+	if stopped.Err() != nil {
 		return
 	}
 	w.probed.proven, w.probed.unproven = effects > 0 && shown == effects, strings.Join(missing, "; ")
@@ -97,7 +160,8 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 		return
 	}
 	why := strings.Join(broken, "; ")
-	if keeps(w) {
+	repaired := slices.ContainsFunc(w.apply, func(s step) bool { return s.record != nil && s.record.Proven })
+	if keeps(w) || repaired { // a repair puts back what was there, and proven: what fails now is something else
 		w.probed.kept = why
 		p.alarms[codeProbeFailed] = fmt.Sprintf("%s@%d: applied, and a probe that passed before fails now: %s", w.ID, w.Revision, why)
 		return

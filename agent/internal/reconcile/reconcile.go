@@ -17,6 +17,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
+	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
@@ -197,18 +198,21 @@ func (r *Reconciler) watch(ctx context.Context) {
 
 // pass is the state of one pass.
 type pass struct {
-	r        *Reconciler
-	now      time.Time
-	facts    *stopgapv1.Facts
-	host     *host.Pass
-	changes  []journal.Change // every record, the health manager's included
-	known    map[string]*stopgapv1.Outcome
-	blocks   map[string]journal.Block
-	works    []*work
-	watch    map[string]bool
-	alarms   map[string]string
-	settle   journal.Settlement
-	heldTill time.Time // since when the health manager is held; zero: it is not
+	r         *Reconciler
+	now       time.Time
+	facts     *stopgapv1.Facts
+	host      *host.Pass
+	changes   []journal.Change // every record, the health manager's included
+	known     map[string]*stopgapv1.Outcome
+	blocks    map[string]journal.Block
+	works     []*work
+	watch     map[string]bool
+	alarms    map[string]string
+	settle    journal.Settlement
+	answers   map[string]probe.Result // of probes after a change
+	probation bool                    // one mitigation of this pass is put to the proof of its probes
+	again     bool                    // others wait for that
+	heldTill  time.Time               // since when the health manager is held; zero: it is not
 }
 
 // Pass makes one pass. The error means that the pass could not be made at all; what failed for one mitigation is in its
@@ -271,6 +275,7 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 			continue
 		}
 		p.plan(ctx, w)
+		p.onProbation(w)
 	}
 	if err := p.act(ctx); err != nil {
 		return err
@@ -291,7 +296,7 @@ func alarmText(code string, f *stopgapv1.Facts) string {
 // look reads everything a pass rests on.
 func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 	j := r.cfg.Journal
-	p := &pass{r: r, now: time.Now().UTC(), watch: map[string]bool{}, alarms: map[string]string{}}
+	p := &pass{r: r, now: time.Now().UTC(), watch: map[string]bool{}, alarms: map[string]string{}, answers: map[string]probe.Result{}}
 	var err error
 	if p.facts, err = r.cfg.Driver.Facts(ctx); err != nil {
 		return nil, View{}, fmt.Errorf("reconcile: facts of the server: %w", err)
@@ -400,6 +405,9 @@ func (p *pass) finish(ctx context.Context) error {
 		}
 	}
 	p.publish()
+	if p.again {
+		p.r.Kick()
+	}
 	if len(outcomes) > 0 && p.r.cfg.Reported != nil {
 		p.r.cfg.Reported()
 	}

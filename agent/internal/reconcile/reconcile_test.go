@@ -43,6 +43,7 @@ type rig struct {
 	version uint64
 	expires time.Time
 	permits stopgapv1.ControllerRevert
+	prober  Prober
 	r       *Reconciler
 }
 
@@ -82,7 +83,7 @@ func (g *rig) open(wrapJ func(Journal) Journal, wrapD func(host.Driver) host.Dri
 	if wrapD != nil {
 		d = wrapD(d)
 	}
-	g.r, err = New(Config{Driver: d, Journal: jj, Policy: func() *policy.Policy { return g.policy }, Logger: hclog.NewNullLogger()})
+	g.r, err = New(Config{Prober: g.prober, Driver: d, Journal: jj, Policy: func() *policy.Policy { return g.policy }, Logger: hclog.NewNullLogger()})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func rolloutCmd(o *options) *cobra.Command {
 		rolloutVerb(o, "pause", "Release nobody else until `resume`; failures still halt it", false),
 		rolloutVerb(o, "resume", "Go on after `pause`", false),
 		rolloutVerb(o, "approve", "Let the next wave begin", false),
-		rolloutVerb(o, "halt", "Stop for good: who has it keeps it, or with onHalt revert goes back", false),
+		rolloutVerb(o, "halt", "Stop for good: who has it keeps it, or goes back where the strategy says onHalt revert", true),
 		rolloutVerb(o, "revert", "Take it back from everybody who got it by this rollout, as far as signed policy permits", true),
 		rolloutVerb(o, "finish-now", "Break the glass: release the rest at once, whatever failed", true))
 	return c
@@ -73,6 +73,9 @@ func rolloutPlan(o *options) *cobra.Command {
 				r, err := c.PlanRollout(ctx, &stopgapv1.PlanRolloutRequest{Items: items, Strategy: strategy})
 				if err != nil {
 					return err
+				}
+				if s, err := readStrategy(r.GetStrategyJson()); err == nil && o.format == clirun.Table {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s with strategy %s, %d waves, on halt: %s; planned now it would be %s\n\n", refs(items), clirun.Printable(s.Name), len(s.Waves), s.OnHalt, r.GetId())
 				}
 				return memberListing(r.GetMembers()).Print(cmd.OutOrStdout(), o.format)
 			})
@@ -183,6 +186,9 @@ func touches(r *stopgapv1.GetRolloutResponse, verb string) string {
 	}
 	if verb == "finish-now" {
 		return fmt.Sprintf("and %d servers that wait would get it within seconds", wait)
+	}
+	if s, err := readStrategy(r.GetRollout().GetStrategyJson()); verb == "halt" && err == nil && s.OnHalt != "revert" {
+		return fmt.Sprintf("and the %d servers that wait would not get it; who has it keeps it", wait)
 	}
 	return fmt.Sprintf("and %d servers that it was released to would lose it within seconds, as far as signed policy permits", have)
 }

@@ -136,7 +136,7 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	}
 	ctx := st.Context()
 	var changes []string
-	err := s.cfg.Rollout.With(strategy, planOnly, actor(ctx), func() error {
+	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx), func() error {
 		var err error
 		changes, err = s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
 		return err

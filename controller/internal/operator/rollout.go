@@ -40,13 +40,21 @@ func stamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
+// shown is a time of a rollout's own clock as the wall shows it, but for gaps since.
+func shown(x *engine.Rollout, t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.Add(x.Skew)
+}
+
 func (s *Service) rolloutMessage(x *engine.Rollout) *stopgapv1.Rollout {
 	raw, err := json.Marshal(x.Strategy)
 	if err != nil {
 		raw = nil // can't happen: it came from there
 	}
 	out := &stopgapv1.Rollout{Id: x.ID, Strategy: x.Strategy.Name, By: x.By, Created: stamp(x.Created), Phase: string(x.Phase), Wave: uint32(x.Wave) + 1,
-		Waves: uint32(len(x.Strategy.Waves)), Reason: x.Reason, Since: stamp(x.Since), Deadline: stamp(x.Deadline), Counts: map[string]uint32{}, StrategyJson: string(raw)}
+		Waves: uint32(len(x.Strategy.Waves)), Reason: x.Reason, Since: stamp(shown(x, x.Since)), Deadline: stamp(x.Deadline), Counts: map[string]uint32{}, StrategyJson: string(raw)}
 	docs := s.cfg.Policy.Current().Documents
 	for _, it := range x.Items {
 		out.Items = append(out.Items, &stopgapv1.RolloutItem{Mitigation: it.Mitigation, Revision: it.Revision})
@@ -63,7 +71,7 @@ func (s *Service) rolloutMessage(x *engine.Rollout) *stopgapv1.Rollout {
 func members(x *engine.Rollout) []*stopgapv1.RolloutMember {
 	out := make([]*stopgapv1.RolloutMember, 0, len(x.Members))
 	for id, m := range x.Members {
-		out = append(out, &stopgapv1.RolloutMember{AgentId: id, Name: m.Name, Wave: uint32(m.Wave) + 1, State: string(m.State), Reason: m.Reason, Since: stamp(m.Since), Counted: m.Counted})
+		out = append(out, &stopgapv1.RolloutMember{AgentId: id, Name: m.Name, Wave: uint32(m.Wave) + 1, State: string(m.State), Reason: m.Reason, Since: stamp(shown(x, m.Since)), Counted: m.Counted})
 	}
 	sortMembers(out)
 	return out

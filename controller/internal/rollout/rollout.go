@@ -10,7 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -73,6 +73,7 @@ type Rollout struct {
 
 	mu         sync.RWMutex
 	generation uint64
+	told       uint64 // the generation that everybody was told of
 	content    uint64
 	classes    map[string]*class
 	fixed      map[string]map[string]bool // by organisation and id@revision
@@ -83,14 +84,18 @@ type Rollout struct {
 	byDefault  string
 	number     uint64
 
-	step    sync.Mutex // one change of a rollout at a time
-	pending choice     // for the publish that is under way
+	byItem map[engine.Item][]*live
+	stale  map[string]bool // organisations whose facts changed since they were looked at
+
+	step       sync.Mutex // one change of a rollout at a time
+	publishing sync.Mutex // one publish at a time
 }
 
 // live is a rollout with the store's revision of it. The state is replaced, never changed in place.
 type live struct {
 	*engine.Rollout
 	revision int64
+	written  time.Time
 }
 
 // Decision is what an operator decided about a revision.
@@ -122,7 +127,7 @@ func New(ctx context.Context, cfg Config) (*Rollout, error) {
 	if cfg.Tick == 0 {
 		cfg.Tick = defaultTick
 	}
-	r := &Rollout{cfg: cfg, epoch: hex.EncodeToString(b[:]), kick: make(chan struct{}, 1), classes: map[string]*class{}, fixed: map[string]map[string]bool{},
+	r := &Rollout{cfg: cfg, epoch: hex.EncodeToString(b[:]), kick: make(chan struct{}, 1), classes: map[string]*class{}, fixed: map[string]map[string]bool{}, stale: map[string]bool{},
 		releases: map[string]Decision{}, strategies: map[string]engine.Strategy{}}
 	kvs, _, err := cfg.Store.List(ctx, kRelease)
 	if err != nil {
@@ -167,8 +172,9 @@ func (r *Rollout) Set(ctx context.Context, id string, revision uint32, d Decisio
 	} else {
 		r.releases[ref] = d
 	}
+	r.generation++
 	r.mu.Unlock()
-	r.changed()
+	r.cfg.Changed()
 	return nil
 }
 
@@ -179,10 +185,10 @@ func (r *Rollout) Release(ref string) Decision {
 	return r.releases[ref]
 }
 
-// choose gives the item of each mitigation for one server, and tells why: the newest revision that is released to it and not held back.
+// choose gives the items and the generation at which they are so; choose gives the item of each mitigation for one server, and tells why: the newest revision that is released to it and not held back.
 // Of one that is to be taken off it names the next lower revision instead, or says that it is to go. One that is held back, blocked or
 // not released is not named at all, so that who has it keeps it.
-func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step string)) []*stopgapv1.AssignmentItem {
+func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step string)) (items []*stopgapv1.AssignmentItem, generation uint64) {
 	byID := map[string][]*mitigation.Document{}
 	var order []string
 	for _, d := range cur.Sorted() { // by id and revision
@@ -193,19 +199,23 @@ func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step str
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	var items []*stopgapv1.AssignmentItem
+	generation = r.generation
 	for _, id := range order {
-		if sw := r.switchedOff(id, srv); sw != nil {
+		it := r.item(byID[id], srv, func(step string) { tell(id, step) })
+		if sw := r.switchedOff(id, srv); sw != nil && it != nil && !it.GetRevert() {
 			tell(id, fmt.Sprintf("switched off for %s by %s since %s (%s): nothing new is applied, what is applied stays", sw.Scope, sw.By, sw.Since.UTC().Format(time.DateTime), sw.Reason))
 			continue
 		}
-		if it := r.item(byID[id], srv, func(step string) { tell(id, step) }); it != nil {
+		if it != nil {
 			it.OrganisationFixed = r.fixed[srv.Facts.GetOrganisation()][mitigation.Ref(id, it.GetRevision())]
 			items = append(items, it)
 		}
 	}
-	return items
+	return items, generation
 }
+
+// cut bounds what servers are told as a reason.
+func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), 300)], "") }
 
 // item chooses among the revisions of one mitigation, oldest first; nil: none is named. The caller holds the lock.
 func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string)) *stopgapv1.AssignmentItem {
@@ -239,8 +249,8 @@ func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string
 			it.Reason, it.Emergency = why, x.Strategy.Name == emergency
 			return it
 		case engine.Back:
-			tell(fmt.Sprintf("%s is taken back by rollout %s: %s", d.Ref(), x.ID, x.Reason))
-			goes(d, x.Reason)
+			tell(fmt.Sprintf("%s is taken back by rollout %s: %s", d.Ref(), x.ID, x.Cause))
+			goes(d, cut("rollout "+x.ID+" "+x.Cause))
 		case engine.Nothing:
 			if x == nil {
 				tell(d.Ref() + " is in policy, and no rollout releases it")
@@ -281,8 +291,14 @@ func (r *Rollout) Explain(id string) map[string][]string {
 // Epoch is the controller's epoch.
 func (r *Rollout) Epoch() string { return r.epoch }
 
-// FactsChanged says that facts of organisations changed on disk: whether all of one is fixed is looked at soon.
-func (r *Rollout) FactsChanged([]string) {
+// FactsChanged says that facts of organisations changed on disk: whether all of one is fixed is looked at by whoever asks next for one of its
+// servers, and for everybody soon.
+func (r *Rollout) FactsChanged(organisations []string) {
+	r.mu.Lock()
+	for _, o := range organisations {
+		r.stale[o] = true
+	}
+	r.mu.Unlock()
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -307,8 +323,13 @@ func (r *Rollout) Run(ctx context.Context) error {
 			return nil
 		case <-time.After(settle):
 		}
-		if r.organisations() {
-			r.changed()
+		r.organisations(r.cfg.Agents.Organisations()...)
+		r.mu.Lock()
+		news := r.generation != r.told // also by who asked meanwhile
+		r.told = r.generation
+		r.mu.Unlock()
+		if news {
+			r.cfg.Changed()
 		}
 	}
 }
@@ -333,10 +354,10 @@ func (r *Rollout) Released() map[string]bool {
 
 // PolicyChanged makes rollouts for what is new in policy, and tells everybody.
 func (r *Rollout) PolicyChanged(ctx context.Context) {
+	r.organisations(r.cfg.Agents.Organisations()...) // before anything of it is given
 	if err := r.adopt(ctx); err != nil {
 		r.cfg.Logger.Error("rollouts for what is new in policy can't be made; nothing of it is released", "error", err)
 	}
-	r.organisations()
 	r.changed()
 }
 
@@ -344,35 +365,37 @@ func (r *Rollout) PolicyChanged(ctx context.Context) {
 func (r *Rollout) changed() {
 	r.mu.Lock()
 	r.generation++
+	r.told = r.generation
 	r.mu.Unlock()
 	r.cfg.Changed()
 }
 
-// organisations looks which organisations are fixed for what, and says whether that changed.
-func (r *Rollout) organisations() bool {
+// organisations looks which of some organisations are fixed for what.
+func (r *Rollout) organisations(names ...string) {
 	cur := r.cfg.Policy()
 	var table *exchange.Table
 	if cur.Fixed != nil {
 		table = cur.Fixed.Table
 	}
-	next := map[string]map[string]bool{}
-	for _, org := range r.cfg.Agents.Organisations() {
+	r.mu.Lock()
+	for _, org := range names {
+		delete(r.stale, org) // what changes from here on is looked at again
+	}
+	r.mu.Unlock()
+	for _, org := range names {
+		next := map[string]bool{}
 		for _, d := range cur.Sorted() {
 			if mitigation.RemoveWhen(d.Mitigation) == stopgapv1.RemoveWhen_REMOVE_WHEN_ORGANISATION_FIXED && r.cfg.Agents.OrganisationFixed(org, d.GetCves(), table) {
-				if next[org] == nil {
-					next[org] = map[string]bool{}
-				}
-				next[org][d.Ref()] = true
+				next[d.Ref()] = true
 			}
 		}
+		r.mu.Lock()
+		if !maps.Equal(next, r.fixed[org]) {
+			r.fixed[org] = next
+			r.generation++
+		}
+		r.mu.Unlock()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if reflect.DeepEqual(next, r.fixed) {
-		return false
-	}
-	r.fixed = next
-	return true
 }
 
 // For gives the encoded assignment of a server, and what tells it from another one; nil before anything was published.
@@ -383,9 +406,12 @@ func (r *Rollout) For(id string) (data []byte, content uint64) {
 		return nil, 0
 	}
 	r.mu.RLock()
-	generation := r.generation
+	stale := r.stale[srv.Facts.GetOrganisation()]
 	r.mu.RUnlock()
-	items := r.choose(cur, srv, func(string, string) {})
+	if stale {
+		r.organisations(srv.Facts.GetOrganisation())
+	}
+	items, generation := r.choose(cur, srv, func(string, string) {})
 	org := srv.Facts.GetOrganisation()
 	key := fmt.Sprintf("%s\x00%d", org, cur.Version)
 	for _, it := range items {

@@ -24,6 +24,7 @@ import (
 
 // Keys of the store.
 const (
+	kPending  = "rollout-choice"
 	kRollout  = "rollout/"
 	kStrategy = "strategy/"
 	kDefault  = "default-strategy"
@@ -39,11 +40,12 @@ var (
 	ErrBuiltIn    = errors.New("the strategies of the product can't be changed: give yours another name")
 )
 
-// choice is how what is new in a publish is released.
+// choice is how what is new in a publish is released. It is on disk before the policy is, so that a crash between the two releases
+// nothing otherwise than was said.
 type choice struct {
-	strategy string
-	planOnly bool
-	by       string
+	Strategy string `json:"strategy"`
+	PlanOnly bool   `json:"planOnly"`
+	By       string `json:"by"`
 }
 
 func (r *Rollout) load(ctx context.Context) error {
@@ -89,10 +91,11 @@ func (r *Rollout) load(ctx context.Context) error {
 		if x.Members == nil {
 			x.Members = map[string]*engine.Member{}
 		}
-		r.rollouts = append(r.rollouts, &live{x, kv.Revision})
+		r.rollouts = append(r.rollouts, &live{x, kv.Revision, x.LastAt})
 		r.number = max(r.number, numberOf(x.ID))
 	}
 	sort.Slice(r.rollouts, func(i, j int) bool { return numberOf(r.rollouts[i].ID) > numberOf(r.rollouts[j].ID) })
+	r.index()
 	return nil
 }
 
@@ -105,37 +108,50 @@ func numberOf(id string) uint64 {
 // caller holds the lock.
 func (r *Rollout) gives(d *mitigation.Document, id string) (engine.Give, *engine.Rollout) {
 	var about *engine.Rollout
-	for _, x := range r.rollouts {
-		for _, it := range x.Items {
-			if it.Mitigation != d.GetId() || it.Revision != d.GetRevision() {
-				continue
-			}
-			if g := x.Gives(id); g != engine.Nothing {
-				return g, x.Rollout
-			}
-			if about == nil {
-				about = x.Rollout
-			}
+	if r.byItem == nil {
+		return engine.Nothing, nil
+	}
+	for _, x := range r.byItem[engine.Item{Mitigation: d.GetId(), Revision: d.GetRevision()}] {
+		if g := x.Gives(id); g != engine.Nothing {
+			return g, x.Rollout
+		}
+		if about == nil {
+			about = x.Rollout
 		}
 	}
 	return engine.Nothing, about
 }
 
-// With publishes, or does whatever else, so that what becomes new in policy by it is released as chosen. Errors: ErrNoStrategy, and
-// what f says.
-func (r *Rollout) With(strategy string, planOnly bool, by string, f func() error) error {
+// index makes byItem anew; the caller holds the lock.
+func (r *Rollout) index() {
+	r.byItem = map[engine.Item][]*live{}
+	for _, x := range r.rollouts {
+		for _, it := range x.Items {
+			r.byItem[it] = append(r.byItem[it], x)
+		}
+	}
+}
+
+// With publishes, or does whatever else, so that what becomes new in policy by it is released as chosen. One at a time. Errors:
+// ErrNoStrategy, and what f says.
+func (r *Rollout) With(ctx context.Context, strategy string, planOnly bool, by string, f func() error) error {
 	if _, err := r.strategy(strategy); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.pending = choice{strategy, planOnly, by}
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		r.pending = choice{}
-		r.mu.Unlock()
-	}()
-	return f()
+	r.publishing.Lock()
+	defer r.publishing.Unlock()
+	raw, err := json.Marshal(choice{strategy, planOnly, by})
+	if err != nil {
+		return err
+	}
+	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kPending, Value: raw}}); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		_, derr := r.cfg.Store.Txn(context.WithoutCancel(ctx), nil, []store.Op{{Key: kPending, Delete: true}})
+		return errors.Join(err, derr)
+	}
+	return nil
 }
 
 func (r *Rollout) strategy(name string) (engine.Strategy, error) {
@@ -158,8 +174,17 @@ func (r *Rollout) adopt(ctx context.Context) error {
 	defer r.step.Unlock()
 	cur := r.cfg.Policy()
 	known := map[engine.Item]bool{}
+	var c choice
+	switch kv, err := r.cfg.Store.Get(ctx, kPending); {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(kv.Value, &c); err != nil {
+			return fmt.Errorf("rollout: %s: %w", kPending, err)
+		}
+	}
 	r.mu.RLock()
-	c := r.pending
 	all := append([]*live(nil), r.rollouts...)
 	r.mu.RUnlock()
 	var ops []store.Op
@@ -186,23 +211,47 @@ func (r *Rollout) adopt(ctx context.Context) error {
 			}
 		}
 		r.rollouts = kept
+		r.index()
 		r.mu.Unlock()
 	}
-	if c.by == "" {
-		c.by = "controller"
+	if c.By == "" {
+		c.By = "controller"
 	}
-	s, err := r.strategy(c.strategy)
+	s, err := r.strategy(c.Strategy)
+	if errors.Is(err, ErrNoStrategy) { // deleted meanwhile
+		c.PlanOnly = true
+		s, err = r.strategy(emergency)
+	}
 	if err != nil {
 		return err
 	}
-	var errs []error
+	var fresh []engine.Item
 	for _, d := range cur.Sorted() {
 		if it := (engine.Item{Mitigation: d.GetId(), Revision: d.GetRevision()}); !known[it] {
-			_, err := r.create(ctx, []engine.Item{it}, s, c.planOnly, c.by)
-			errs = append(errs, err)
+			fresh = append(fresh, it)
 		}
 	}
-	return errors.Join(errs...)
+	// What reaches everybody at once goes together; what goes in waves goes for itself, so that one can halt without the other.
+	groups := [][]engine.Item{fresh}
+	if s.Name != emergency {
+		groups = nil
+		for _, it := range fresh {
+			groups = append(groups, []engine.Item{it})
+		}
+	}
+	for _, g := range groups {
+		if len(g) == 0 {
+			continue
+		}
+		if _, err := r.create(ctx, g, s, c.PlanOnly, c.By); err != nil {
+			return err // the choice stays: the next start goes on with it
+		}
+	}
+	if c.Strategy == "" && !c.PlanOnly && c.By == "controller" {
+		return nil
+	}
+	_, err = r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kPending, Delete: true}})
+	return err
 }
 
 // Start makes a rollout and starts it. Errors: policy.ErrNotFound, ErrNoStrategy.
@@ -216,6 +265,15 @@ func (r *Rollout) Start(ctx context.Context, items []engine.Item, strategy strin
 	}
 	r.step.Lock()
 	defer r.step.Unlock()
+	for _, it := range items {
+		for _, x := range r.List() {
+			for _, o := range x.Items {
+				if o.Mitigation == it.Mitigation && o.Revision > it.Revision && x.Phase != engine.Planned && !x.TakenBack {
+					return nil, fmt.Errorf("%w: %s is released by rollout %s; revert that one, and servers go back to the revision before", engine.ErrVerb, mitigation.Ref(o.Mitigation, o.Revision), x.ID)
+				}
+			}
+		}
+	}
 	x, err := r.create(ctx, items, s, planOnly, by)
 	if err == nil {
 		r.changed()
@@ -269,19 +327,19 @@ func (r *Rollout) create(ctx context.Context, items []engine.Item, s engine.Stra
 			return nil, err
 		}
 	}
-	if err := r.put(ctx, &live{x, 0}); err != nil {
+	if err := r.put(ctx, &live{x, 0, now}); err != nil {
 		return nil, err
 	}
 	r.cfg.Told(id, string(engine.Planned), fmt.Sprintf("%s by %s", s.Name, by))
-	r.told(id, decisions)
+	r.tell(id, decisions)
 	if planOnly {
 		return x, nil
 	}
 	return x, r.supersede(ctx, x, now)
 }
 
-// told tells the phases among decisions, and gives the servers among them.
-func (r *Rollout) told(id string, decisions []engine.Decision) (released []string) {
+// tell tells the phases among decisions, and gives the servers among them.
+func (r *Rollout) tell(id string, decisions []engine.Decision) (released []string) {
 	for _, d := range decisions {
 		if d.Agent != "" {
 			released = append(released, d.Agent)
@@ -294,10 +352,6 @@ func (r *Rollout) told(id string, decisions []engine.Decision) (released []strin
 
 // supersede ends what older rollouts of the same mitigations were about. The caller holds step.
 func (r *Rollout) supersede(ctx context.Context, by *engine.Rollout, now time.Time) error {
-	mine := map[string]bool{}
-	for _, it := range by.Items {
-		mine[it.Mitigation] = true
-	}
 	r.mu.RLock()
 	all := append([]*live(nil), r.rollouts...)
 	r.mu.RUnlock()
@@ -305,16 +359,27 @@ func (r *Rollout) supersede(ctx context.Context, by *engine.Rollout, now time.Ti
 		if x.ID == by.ID || x.Phase == engine.Superseded || x.Phase == engine.Reverted || numberOf(x.ID) > numberOf(by.ID) {
 			continue
 		}
-		for _, it := range x.Items {
-			if mine[it.Mitigation] {
-				if _, err := r.act(ctx, x.ID, engine.Event{At: now, Verb: engine.Supersede, By: "rollout " + by.ID}); err != nil {
-					return err
-				}
-				break
+		if covers(by, x.Rollout) {
+			if _, err := r.act(ctx, x.ID, engine.Event{At: now, Verb: engine.Supersede, By: "rollout " + by.ID}); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// covers says whether a rollout supersedes another: it has a revision of every mitigation of it, and none is older.
+func covers(by, x *engine.Rollout) bool {
+	for _, b := range x.Items {
+		found := false
+		for _, a := range by.Items {
+			found = found || a.Mitigation == b.Mitigation && a.Revision >= b.Revision
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
 }
 
 // newer names a started rollout that supersedes another; "" when there is none.
@@ -323,12 +388,8 @@ func (r *Rollout) newer(x *engine.Rollout) string {
 		if numberOf(o.ID) <= numberOf(x.ID) || o.Phase == engine.Planned || o.Phase == engine.Reverted {
 			continue
 		}
-		for _, a := range o.Items {
-			for _, b := range x.Items {
-				if a.Mitigation == b.Mitigation {
-					return o.ID
-				}
-			}
+		if covers(o, x) {
+			return o.ID
 		}
 	}
 	return ""
@@ -371,19 +432,16 @@ func (r *Rollout) act(ctx context.Context, id string, e engine.Event) (*engine.R
 			return nil, err
 		}
 	}
-	x := &live{next, old.revision}
-	if len(decisions) == 0 && e.Verb == engine.Look {
-		r.replace(x) // nothing that a restart could not find out again
+	x := &live{next, old.revision, old.written}
+	if len(decisions) == 0 && e.Verb == engine.Look && next.LastAt.Sub(old.written) < writeEvery && next.TakenBack == old.TakenBack {
+		r.replace(x, false) // nothing that a restart could not find out again
 		return next, nil
 	}
 	if err := r.put(ctx, x); err != nil {
 		return nil, err
 	}
-	woken := r.told(id, decisions)
-	if e.Verb == engine.Look {
-		r.mu.Lock()
-		r.generation++
-		r.mu.Unlock()
+	woken := r.tell(id, decisions)
+	if e.Verb == engine.Look && len(decisions) > 0 {
 		if len(woken) == len(decisions) {
 			r.cfg.Wake(woken)
 		} else {
@@ -392,6 +450,9 @@ func (r *Rollout) act(ctx context.Context, id string, e engine.Event) (*engine.R
 	}
 	return next, nil
 }
+
+// writeEvery is how often a running rollout is written though nothing was decided: by so much its clocks go back at a restart.
+const writeEvery = time.Minute
 
 // copyOf copies a state, so that what others look at does not change.
 func copyOf(x *engine.Rollout) *engine.Rollout {
@@ -406,14 +467,10 @@ func copyOf(x *engine.Rollout) *engine.Rollout {
 
 // put writes a rollout, if nobody else did meanwhile, and then is it what counts. Once everybody has it, its servers need not be known.
 func (r *Rollout) put(ctx context.Context, x *live) error {
-	if x.Phase == engine.Completed {
-		x.Members = map[string]*engine.Member{}
+	if x.Phase == engine.Completed { // who is done need not be named any more
+		maps.DeleteFunc(x.Members, func(_ string, m *engine.Member) bool { return m.State != engine.Failed && m.State != engine.Silent })
 	}
-	slim := *x.Rollout
-	if slim.Open {
-		slim.Members = nil
-	}
-	raw, err := json.Marshal(&slim)
+	raw, err := json.Marshal(x.Rollout)
 	if err != nil {
 		return err
 	}
@@ -422,23 +479,30 @@ func (r *Rollout) put(ctx context.Context, x *live) error {
 	if err != nil {
 		return fmt.Errorf("rollout %s: %w", x.ID, err)
 	}
-	x.revision = rev
-	r.replace(x)
+	x.revision, x.written = rev, x.LastAt
+	r.replace(x, true)
 	return nil
 }
 
-func (r *Rollout) replace(x *live) {
+// replace makes a state what counts; given says that servers may be given something else by it, so that what they are sent from now on
+// must be newer than anything before.
+func (r *Rollout) replace(x *live, given bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if given {
+		r.generation++
+	}
 	next := append([]*live(nil), r.rollouts...)
 	for i, o := range next {
 		if o.ID == x.ID {
 			next[i] = x
 			r.rollouts = next
+			r.index()
 			return
 		}
 	}
 	r.rollouts = append([]*live{x}, next...)
+	r.index()
 }
 
 func (r *Rollout) find(id string) *live {
@@ -472,7 +536,7 @@ func (r *Rollout) List() []*engine.Rollout {
 	return out
 }
 
-// Look shows running rollouts the fleet as it is.
+// Look shows running rollouts the fleet as it is. Without one it costs nothing.
 func (r *Rollout) Look(ctx context.Context, now time.Time) {
 	r.step.Lock()
 	defer r.step.Unlock()
@@ -518,20 +582,41 @@ func (r *Rollout) see(items []engine.Item, reports map[string]map[string]*stopga
 		}
 	}
 	var out []engine.Seen
+	r.mu.RLock()
+	defer r.mu.RUnlock()
 	for _, srv := range r.cfg.Agents.Servers() {
 		x := engine.Seen{ID: srv.ID, Name: srv.Name, Connected: srv.Connected, Attrs: attributes(srv)}
 		var of []engine.Report
 		for _, d := range docs {
-			if mitigation.Applies(d.Mitigation, srv.Facts) {
-				of = append(of, report(d, reports[srv.ID][d.GetId()]))
+			if !mitigation.Applies(d.Mitigation, srv.Facts) {
+				continue
 			}
+			one := report(d, reports[srv.ID][d.GetId()])
+			if why := r.held(d, srv); why != "" && !one.Has { // it is given nothing of this one
+				x.Held = why
+				continue
+			}
+			of = append(of, one)
 		}
 		if len(of) > 0 {
-			x.Report = together(of)
+			x.Held, x.Report = "", together(of)
+		}
+		if len(of) > 0 || x.Held != "" {
 			out = append(out, x)
 		}
 	}
 	return out
+}
+
+// held says why a server is given nothing new of a revision, by a switch or an operator's hold; "" when it is. The caller holds the lock.
+func (r *Rollout) held(d *mitigation.Document, srv Server) string {
+	if sw := r.switchedOff(d.GetId(), srv); sw != nil {
+		return fmt.Sprintf("switched off for %s by %s: %s", sw.Scope, sw.By, sw.Reason)
+	}
+	if dec := r.releases[d.Ref()]; dec.Release == stopgapv1.Release_RELEASE_HELD || dec.Release == stopgapv1.Release_RELEASE_REVERTED {
+		return fmt.Sprintf("%s by %s", strings.ToLower(strings.TrimPrefix(dec.Release.String(), "RELEASE_")), dec.By)
+	}
+	return ""
 }
 
 // attributes are what selectors look at: labels, and facts over them.
@@ -563,6 +648,7 @@ func report(d *mitigation.Document, rec *stopgapv1.OutcomeRecord) engine.Report 
 		return engine.Report{}
 	}
 	out := engine.Report{Reason: o.GetReason(), At: rec.GetRecordedAt().AsTime()}
+	out.Has = o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED || o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED
 	switch o.GetState() {
 	case stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED:
 		out.State, out.Proven = engine.OnTarget, o.GetProof() == stopgapv1.Proof_PROOF_EFFECT_PROVEN || !hasEffect(d)
@@ -601,6 +687,7 @@ func together(of []engine.Report) engine.Report {
 	count := map[engine.ReportState]int{}
 	for _, x := range of {
 		count[x.State]++
+		out.Has = out.Has || x.Has
 		if x.At.After(out.At) {
 			out.At = x.At
 		}

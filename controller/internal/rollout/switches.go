@@ -112,8 +112,9 @@ func (r *Rollout) Switch(ctx context.Context, s Switch, off bool) (int, error) {
 	sort.Slice(next, func(i, j int) bool { return order(next[i]) < order(next[j]) })
 	r.mu.Lock()
 	r.switches = next
+	r.generation++
 	r.mu.Unlock()
-	r.changed()
+	r.cfg.Changed()
 	n := 0
 	for _, srv := range r.cfg.Agents.Servers() {
 		if s.covers(srv) {

@@ -70,6 +70,8 @@ type Member struct {
 	Since      time.Time `json:"since"`
 	ReleasedAt time.Time `json:"releasedAt,omitzero"`
 	Reason     string    `json:"reason,omitempty"`
+	// Given: it was released once, so that it may have it, also when it starts over now.
+	Given bool `json:"given,omitempty"`
 	// Before is the report that stood when it was released: the same one again says nothing of the release.
 	Before time.Time `json:"before,omitzero"`
 	// GoneSince is since when it is not connected; zero: it is.
@@ -89,6 +91,10 @@ type Rollout struct {
 	Wave int `json:"wave"`
 	// Reason says why it is in this phase, and what it waits for.
 	Reason string `json:"reason"`
+	// Cause is what it was halted or taken back for, for servers to be told; of Reason it has no names. TakenBack: once so, never
+	// given again by this rollout.
+	Cause     string `json:"cause,omitempty"`
+	TakenBack bool   `json:"takenBack,omitempty"`
 	// Since is when this phase began; Deadline when something happens by itself, zero: nothing does.
 	Since    time.Time `json:"since"`
 	Deadline time.Time `json:"deadline,omitzero"`
@@ -124,6 +130,7 @@ const (
 type Report struct {
 	State  ReportState
 	Proven bool // the effect was shown by a probe, or there is none
+	Has    bool // it is in place there, whatever else is said
 	Reason string
 	At     time.Time // identifies it
 }
@@ -133,7 +140,9 @@ type Seen struct {
 	ID, Name  string
 	Attrs     map[string]string // labels, and facts: build, role, dag, organisation, name
 	Connected bool
-	Report    Report
+	// Held says why it is given nothing new at present (a switch, a hold); "" when it is. It is neither released nor waited for.
+	Held   string
+	Report Report
 }
 
 // Verb is what somebody does with a rollout.
@@ -183,6 +192,8 @@ const maxGap = 30 * time.Second
 // now gives the rollout's own time: it never goes back, and never jumps.
 func (r *Rollout) now(at time.Time) time.Time {
 	switch gap := at.Sub(r.LastAt); {
+	case r.Phase == Planned || r.Phase.Ended(): // nothing ran meanwhile
+		r.Skew = 0
 	case gap < 0:
 		r.Skew += gap
 	case gap > maxGap:
@@ -464,13 +475,18 @@ func (s *step) member(m *Member, seen map[string]Seen, id string) {
 	case m.GoneSince.IsZero():
 		m.GoneSince = s.now
 	}
+	if x.Held != "" && m.State != OK && m.State != Applied {
+		m.ReleasedAt = time.Time{} // given nothing; it starts over when it may
+		s.set(m, Declined, x.Held)
+		return
+	}
+	if m.ReleasedAt.IsZero() && (m.State == Skipped || m.State == Declined) {
+		s.set(m, Waiting, "")
+	}
 	if r.Open && m.ReleasedAt.IsZero() && (r.Phase == Running || r.Phase == Baking) {
 		s.let(m, x, id)
 	}
 	if m.ReleasedAt.IsZero() {
-		if m.State == Skipped {
-			s.set(m, Waiting, "")
-		}
 		return
 	}
 	rep := x.Report
@@ -564,34 +580,48 @@ func (s *step) halt(why string) {
 		s.revert("halted: " + why)
 		return
 	}
+	s.r.Cause = why
 	s.phase(Halted, "%s", why)
 }
 
 func (s *step) revert(why string) {
-	s.r.Open = false
+	s.r.Open, s.r.TakenBack, s.r.Cause = false, true, why
+	s.r.Progress = s.now
 	s.phase(Reverting, "%s", why)
 }
 
-// reverting waits until nobody who was released, and can be asked, has it any more.
+// reverting waits until nobody who was released, and can be asked, has it any more; one that has not answered since its release may
+// have it any moment. Who is not connected is told when it comes, and is named.
 func (s *step) reverting(seen map[string]Seen, ids []string) {
 	r := s.r
-	var left []string
+	var left, away []string
 	for _, id := range ids {
 		m := r.Members[id]
-		if x := seen[id]; (r.Everybody || !m.ReleasedAt.IsZero()) && x.Report.State == OnTarget && x.Connected {
+		x, known := seen[id]
+		if !known || !r.Everybody && !m.Given {
+			continue
+		}
+		unknown := x.Report.State == None && m.State == Released && s.now.Sub(r.Progress) < unanswered
+		switch {
+		case !x.Report.Has && !unknown:
+		case x.Connected:
 			left = append(left, m.Name)
+		default:
+			away = append(away, m.Name)
 		}
 	}
-	why := r.Reason
-	if i := strings.Index(why, "; still have it: "); i >= 0 {
-		why = why[:i]
+	switch {
+	case len(left) > 0:
+		r.Reason = fmt.Sprintf("%s; still have it: %s", r.Cause, names(left))
+	case len(away) > 0:
+		s.phase(Reverted, "%s; not connected, and told when they come: %s", r.Cause, names(away))
+	default:
+		s.phase(Reverted, "%s", r.Cause)
 	}
-	if len(left) == 0 {
-		s.phase(Reverted, "%s", why)
-		return
-	}
-	r.Reason = fmt.Sprintf("%s; still have it: %s", why, names(left))
 }
+
+// unanswered is how long a server that was released and has said nothing is waited for when it is taken back.
+const unanswered = time.Minute
 
 func names(all []string) string {
 	const show = 5
@@ -604,6 +634,7 @@ func names(all []string) string {
 // let releases one server.
 func (s *step) let(m *Member, x Seen, id string) {
 	m.ReleasedAt, m.Before = s.now, x.Report.At
+	m.Counted, m.Given = m.Counted || x.Connected, true
 	s.set(m, Released, "")
 	s.out = append(s.out, Decision{Agent: id, Phase: s.r.Phase})
 }
@@ -752,14 +783,14 @@ const (
 // Gives says what the rollout gives a server now.
 func (r *Rollout) Gives(id string) Give {
 	m := r.Members[id]
-	back := r.Phase == Reverting || r.Phase == Reverted
 	switch {
-	case (!r.Open || r.Phase == Paused) && (m == nil || m.ReleasedAt.IsZero()) && (!back || !r.Everybody):
-		return Nothing
-	case back:
+	case r.TakenBack && (r.Everybody || m != nil && m.Given):
 		return Back
+	case r.TakenBack:
+	case r.Open && r.Phase != Paused, m != nil && !m.ReleasedAt.IsZero():
+		return Target
 	}
-	return Target
+	return Nothing
 }
 
 // InFlight counts the servers released and not settled.

@@ -73,11 +73,12 @@ func (f *fleet) live(t *rapid.T, r *Rollout, at time.Time) {
 			x.Report = Report{State: HasRefused, Reason: "no", At: at}
 		case 3:
 			x.Report = Report{State: NotForIt, At: at}
+			x.Held = rapid.SampledFrom([]string{"", "", "switched off"}).Draw(t, "held")
 		case 4, 5, 6, 7, 8:
 			switch g := r.Gives(x.ID); {
 			case !x.Connected:
 			case g == Target:
-				x.Report = Report{State: OnTarget, Proven: rapid.Bool().Draw(t, "proven"), At: at}
+				x.Report = Report{State: OnTarget, Has: true, Proven: rapid.Bool().Draw(t, "proven"), At: at}
 			case g == Back:
 				x.Report = Report{At: at}
 			}
@@ -155,7 +156,10 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 				if g := r.Gives(x.ID); (phase == Halted || phase == Reverting || phase == Reverted) && e.Verb == Look && g == Target && given[x.ID] != Target {
 					t.Fatalf("%s got it in %s", x.ID, phase)
 				}
-				if given[x.ID] == Target && r.Gives(x.ID) == Nothing {
+				if given[x.ID] == Back && r.Gives(x.ID) == Target {
+					t.Fatalf("%s was to take it off, and gets it again", x.ID)
+				}
+				if given[x.ID] == Target && r.Gives(x.ID) == Nothing && x.Held == "" {
 					t.Fatalf("%s had it and is forgotten", x.ID)
 				}
 			}
@@ -175,10 +179,10 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 			at = at.Add(25 * time.Second)
 			for i := range f.all {
 				x := &f.all[i]
-				x.Connected = true
+				x.Connected, x.Held = true, ""
 				switch r.Gives(x.ID) {
 				case Target:
-					x.Report = Report{State: OnTarget, Proven: true, At: t0}
+					x.Report = Report{State: OnTarget, Has: true, Proven: true, At: t0}
 				case Back, Nothing:
 					x.Report = Report{}
 				}
