@@ -72,6 +72,8 @@ type Current struct {
 	roots    [][]byte // all of them, oldest first
 	manifest manifest
 	head     head
+	sorted   []*mitigation.Document // Documents, once all of them are there
+	groups   [][]*mitigation.Document
 }
 
 // Errors that callers branch on.
@@ -247,6 +249,8 @@ func assemble(roots [][]byte, h head, docs map[string][]byte, now time.Time) (*C
 			c.Documents[path] = d
 		}
 	}
+	c.sorted = c.sort()
+	c.groups = c.group()
 	return c, c.serve(h)
 }
 
@@ -287,6 +291,33 @@ func (p *Policy) RootByFingerprint(want [32]byte) []byte {
 
 // Sorted gives the documents by id and revision.
 func (c *Current) Sorted() []*mitigation.Document {
+	if c.sorted != nil {
+		return c.sorted
+	}
+	return c.sort()
+}
+
+// Groups gives the documents of each mitigation, by id; the revisions of one in their order.
+func (c *Current) Groups() [][]*mitigation.Document {
+	if c.groups != nil {
+		return c.groups
+	}
+	return c.group()
+}
+
+func (c *Current) group() [][]*mitigation.Document {
+	var out [][]*mitigation.Document
+	for _, d := range c.Sorted() {
+		if n := len(out); n > 0 && out[n-1][0].GetId() == d.GetId() {
+			out[n-1] = append(out[n-1], d)
+		} else {
+			out = append(out, []*mitigation.Document{d})
+		}
+	}
+	return out
+}
+
+func (c *Current) sort() []*mitigation.Document {
 	out := make([]*mitigation.Document, 0, len(c.Documents))
 	for _, d := range c.Documents {
 		out = append(out, d)

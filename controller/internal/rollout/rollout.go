@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -71,8 +73,10 @@ type Rollout struct {
 	epoch string
 	kick  chan struct{}
 
+	// generation counts what may change what any server is given. It moves while mu is held for writing.
+	generation atomic.Uint64
+
 	mu         sync.RWMutex
-	generation uint64
 	told       uint64 // the generation that everybody was told of
 	content    uint64
 	classes    map[string]*class
@@ -172,7 +176,7 @@ func (r *Rollout) Set(ctx context.Context, id string, revision uint32, d Decisio
 	} else {
 		r.releases[ref] = d
 	}
-	r.generation++
+	r.generation.Add(1)
 	r.mu.Unlock()
 	r.cfg.Changed()
 	return nil
@@ -189,20 +193,20 @@ func (r *Rollout) Release(ref string) Decision {
 // Of one that is to be taken off it names the next lower revision instead, or says that it is to go. One that is held back, blocked or
 // not released is not named at all, so that who has it keeps it.
 func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step string)) (items []*stopgapv1.AssignmentItem, generation uint64) {
-	byID := map[string][]*mitigation.Document{}
-	var order []string
-	for _, d := range cur.Sorted() { // by id and revision
-		if byID[d.GetId()] == nil {
-			order = append(order, d.GetId())
-		}
-		byID[d.GetId()] = append(byID[d.GetId()], d)
-	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	generation = r.generation
-	for _, id := range order {
-		it := r.item(byID[id], srv, func(step string) { tell(id, step) })
+	generation = r.generation.Load()
+	for _, docs := range cur.Groups() {
+		id := docs[0].GetId()
+		var say func(string)
+		if tell != nil {
+			say = func(step string) { tell(id, step) }
+		}
+		it := r.item(docs, srv, say)
 		if sw := r.switchedOff(id, srv); sw != nil && it != nil && !it.GetRevert() {
+			if tell == nil {
+				continue
+			}
 			tell(id, fmt.Sprintf("switched off for %s by %s since %s (%s): nothing new is applied, what is applied stays", sw.Scope, sw.By, sw.Since.UTC().Format(time.DateTime), sw.Reason))
 			continue
 		}
@@ -218,7 +222,12 @@ func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step str
 func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), 300)], "") }
 
 // item chooses among the revisions of one mitigation, oldest first; nil: none is named. The caller holds the lock.
-func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string)) *stopgapv1.AssignmentItem {
+func (r *Rollout) item(docs []*mitigation.Document, srv Server, say func(string)) *stopgapv1.AssignmentItem {
+	tell := func(format string, args ...any) {
+		if say != nil {
+			say(fmt.Sprintf(format, args...))
+		}
+	}
 	name := func(d *mitigation.Document) *stopgapv1.AssignmentItem {
 		return &stopgapv1.AssignmentItem{Mitigation: d.GetId(), Revision: d.GetRevision(), Sha256: d.SHA256[:]}
 	}
@@ -233,10 +242,10 @@ func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string
 		d := docs[i]
 		switch dec := r.releases[d.Ref()]; dec.Release {
 		case stopgapv1.Release_RELEASE_HELD:
-			tell(fmt.Sprintf("%s is held back by %s: who has it keeps it", d.Ref(), dec.By))
+			tell("%s is held back by %s: who has it keeps it", d.Ref(), dec.By)
 			return nil
 		case stopgapv1.Release_RELEASE_REVERTED:
-			tell(fmt.Sprintf("%s is to be taken off, by %s: %s", d.Ref(), dec.By, dec.Reason))
+			tell("%s is to be taken off, by %s: %s", d.Ref(), dec.By, dec.Reason)
 			goes(d, dec.Reason)
 			continue
 		default:
@@ -244,20 +253,20 @@ func (r *Rollout) item(docs []*mitigation.Document, srv Server, tell func(string
 		give, x := r.gives(d, srv.ID)
 		switch give {
 		case engine.Target:
-			tell(fmt.Sprintf("%s is released by rollout %s (%s, %s)", d.Ref(), x.ID, x.Strategy.Name, x.Phase))
+			tell("%s is released by rollout %s (%s, %s)", d.Ref(), x.ID, x.Strategy.Name, x.Phase)
 			it := name(d)
 			it.Reason, it.Emergency = why, x.Strategy.Name == emergency
 			return it
 		case engine.Back:
-			tell(fmt.Sprintf("%s is taken back by rollout %s: %s", d.Ref(), x.ID, x.Cause))
+			tell("%s is taken back by rollout %s: %s", d.Ref(), x.ID, x.Cause)
 			goes(d, cut("rollout "+x.ID+" "+x.Cause))
 		case engine.Nothing:
 			if x == nil {
-				tell(d.Ref() + " is in policy, and no rollout releases it")
+				tell("%s is in policy, and no rollout releases it", d.Ref())
 			} else if m := x.Members[srv.ID]; m != nil {
-				tell(fmt.Sprintf("%s waits: rollout %s is in wave %d (%s), this server is in wave %d", d.Ref(), x.ID, x.Wave+1, x.Phase, m.Wave+1))
+				tell("%s waits: rollout %s is in wave %d (%s), this server is in wave %d", d.Ref(), x.ID, x.Wave+1, x.Phase, m.Wave+1)
 			} else {
-				tell(fmt.Sprintf("%s is not released to this server by rollout %s (%s)", d.Ref(), x.ID, x.Phase))
+				tell("%s is not released to this server by rollout %s (%s)", d.Ref(), x.ID, x.Phase)
 			}
 		}
 	}
@@ -325,8 +334,8 @@ func (r *Rollout) Run(ctx context.Context) error {
 		}
 		r.organisations(r.cfg.Agents.Organisations()...)
 		r.mu.Lock()
-		news := r.generation != r.told // also by who asked meanwhile
-		r.told = r.generation
+		news := r.generation.Load() != r.told // also by who asked meanwhile
+		r.told = r.generation.Load()
 		r.mu.Unlock()
 		if news {
 			r.cfg.Changed()
@@ -339,13 +348,9 @@ func (r *Rollout) Released() map[string]bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	out := map[string]bool{}
-	byID := map[string][]*mitigation.Document{}
-	for _, d := range r.cfg.Policy().Sorted() {
-		byID[d.GetId()] = append(byID[d.GetId()], d)
-	}
-	for _, docs := range byID {
+	for _, docs := range r.cfg.Policy().Groups() {
 		// A server that no rollout knows by name is given what everybody is.
-		if it := r.item(docs, Server{}, func(string) {}); it != nil {
+		if it := r.item(docs, Server{}, nil); it != nil {
 			out[mitigation.Ref(it.GetMitigation(), it.GetRevision())] = !it.GetRevert()
 		}
 	}
@@ -364,8 +369,8 @@ func (r *Rollout) PolicyChanged(ctx context.Context) {
 // changed makes every encoded assignment old, and tells everybody.
 func (r *Rollout) changed() {
 	r.mu.Lock()
-	r.generation++
-	r.told = r.generation
+	r.generation.Add(1)
+	r.told = r.generation.Load()
 	r.mu.Unlock()
 	r.cfg.Changed()
 }
@@ -392,11 +397,14 @@ func (r *Rollout) organisations(names ...string) {
 		r.mu.Lock()
 		if !maps.Equal(next, r.fixed[org]) {
 			r.fixed[org] = next
-			r.generation++
+			r.generation.Add(1)
 		}
 		r.mu.Unlock()
 	}
 }
+
+// Generation moves whenever what a server is given may have changed; while it stands, For need not be asked again.
+func (r *Rollout) Generation() uint64 { return r.generation.Load() }
 
 // For gives the encoded assignment of a server, and what tells it from another one; nil before anything was published.
 func (r *Rollout) For(id string) (data []byte, content uint64) {
@@ -411,12 +419,25 @@ func (r *Rollout) For(id string) (data []byte, content uint64) {
 	if stale {
 		r.organisations(srv.Facts.GetOrganisation())
 	}
-	items, generation := r.choose(cur, srv, func(string, string) {})
+	items, generation := r.choose(cur, srv, nil)
 	org := srv.Facts.GetOrganisation()
-	key := fmt.Sprintf("%s\x00%d", org, cur.Version)
-	for _, it := range items {
-		key += fmt.Sprintf("\x00%s %d %t %t %t %s", it.GetMitigation(), it.GetRevision(), it.GetRevert(), it.GetOrganisationFixed(), it.GetEmergency(), it.GetReason())
+	var b strings.Builder
+	b.WriteString(org)
+	for _, n := range []uint64{cur.Version, uint64(len(items))} {
+		b.WriteByte(0)
+		b.WriteString(strconv.FormatUint(n, 10))
 	}
+	for _, it := range items {
+		b.WriteByte(0)
+		b.WriteString(it.GetMitigation())
+		b.WriteByte(0)
+		b.WriteString(strconv.FormatUint(uint64(it.GetRevision()), 10))
+		for _, on := range []bool{it.GetRevert(), it.GetOrganisationFixed(), it.GetEmergency()} {
+			b.WriteString(map[bool]string{true: "+", false: "-"}[on])
+		}
+		b.WriteString(it.GetReason())
+	}
+	key := b.String()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.classes[key]

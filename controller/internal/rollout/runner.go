@@ -470,7 +470,11 @@ func (r *Rollout) put(ctx context.Context, x *live) error {
 	if x.Phase == engine.Completed { // who is done need not be named any more
 		maps.DeleteFunc(x.Members, func(_ string, m *engine.Member) bool { return m.State != engine.Failed && m.State != engine.Silent })
 	}
-	raw, err := json.Marshal(x.Rollout)
+	slim := *x.Rollout
+	if slim.Open && slim.Unlimited() { // nothing depends on who has it
+		slim.Members = nil
+	}
+	raw, err := json.Marshal(&slim)
 	if err != nil {
 		return err
 	}
@@ -490,7 +494,7 @@ func (r *Rollout) replace(x *live, given bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if given {
-		r.generation++
+		r.generation.Add(1)
 	}
 	next := append([]*live(nil), r.rollouts...)
 	for i, o := range next {
@@ -536,12 +540,18 @@ func (r *Rollout) List() []*engine.Rollout {
 	return out
 }
 
+// lookOpen is how often a rollout is looked at that everybody has and that nothing halts: only to say how it went.
+const lookOpen = 5 * time.Second
+
 // Look shows running rollouts the fleet as it is. Without one it costs nothing.
 func (r *Rollout) Look(ctx context.Context, now time.Time) {
 	r.step.Lock()
 	defer r.step.Unlock()
 	for _, x := range r.List() {
 		if x.Phase == engine.Planned || x.Phase.Ended() {
+			continue
+		}
+		if x.Unlimited() && x.Open && now.Sub(x.LastAt).Abs() < lookOpen {
 			continue
 		}
 		e := engine.Event{At: now.UTC()}

@@ -112,7 +112,7 @@ func (r *Rollout) Switch(ctx context.Context, s Switch, off bool) (int, error) {
 	sort.Slice(next, func(i, j int) bool { return order(next[i]) < order(next[j]) })
 	r.mu.Lock()
 	r.switches = next
-	r.generation++
+	r.generation.Add(1)
 	r.mu.Unlock()
 	r.cfg.Changed()
 	n := 0

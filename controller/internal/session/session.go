@@ -74,7 +74,8 @@ type slot struct {
 	unanswered bool
 	full       bool // the agent could not use what was left out: send everything
 	assigned   uint64
-	settled    bool // the agent's facts are on disk
+	looked     uint64 // the generation at which it was assigned
+	settled    bool   // the agent's facts are on disk
 }
 
 // errClosed is the end of a stream that its agent closed.
@@ -150,7 +151,9 @@ func (s *session) next() *stopgapv1.ConnectResponse {
 			sl.unanswered, sl.attempted = true, version
 		}
 	}
-	if sl.settled {
+	// Asked again only when something may have changed: each frame of each agent comes by here.
+	if g := s.svc.cfg.Rollout.Generation(); sl.settled && g != sl.looked {
+		sl.looked = g
 		if data, content := s.svc.cfg.Rollout.For(s.id); data != nil && content != sl.assigned {
 			f.Assignment, some = data, true
 			sl.assigned = content
@@ -210,7 +213,7 @@ func (s *session) frame(f *stopgapv1.ConnectRequest) error {
 	if facts := f.GetFacts(); facts != nil {
 		s.svc.cfg.Fleet.Facts(s.id, facts)
 		s.mu.Lock()
-		s.slot.settled = false
+		s.slot.settled, s.slot.looked = false, 0
 		s.mu.Unlock()
 		s.wake()
 	}

@@ -203,6 +203,19 @@ func (r *Rollout) now(at time.Time) time.Time {
 	return at.Add(-r.Skew)
 }
 
+// Unlimited says whether no failure halts it.
+func (r *Rollout) Unlimited() bool {
+	if r.Forced {
+		return true
+	}
+	for _, w := range r.Strategy.Waves {
+		if w.MaxFailures != nil && w.MaxFailures.Count >= 0 {
+			return false
+		}
+	}
+	return r.Strategy.MaxFailures.Count < 0
+}
+
 func (r *Rollout) wave() Wave { return r.Strategy.Waves[r.Wave] }
 func (r *Rollout) last() bool { return r.Wave == len(r.Strategy.Waves)-1 }
 
