@@ -331,6 +331,30 @@ func (f *fleet) broadcast(ctx context.Context, c *child, revision uint32, want i
 	return acked, ms(time.Unix(0, after.LastRecorded).Sub(began)), err
 }
 
+// missing says what those who are behind have and have not.
+func (f *fleet) missing() string {
+	var newest uint64
+	for _, a := range f.agents {
+		a.mu.Lock()
+		newest = max(newest, a.targets)
+		a.mu.Unlock()
+	}
+	policy, ack, ended := 0, 0, 0
+	for _, a := range f.agents {
+		a.mu.Lock()
+		switch {
+		case a.ended != nil:
+			ended++
+		case a.targets < newest:
+			policy++
+		case a.answered < a.sequence:
+			ack++
+		}
+		a.mu.Unlock()
+	}
+	return fmt.Sprintf("policy %d: %d ended, %d have not got it, %d were not acknowledged", newest, ended, policy, ack)
+}
+
 func (f *fleet) collect(ctx context.Context, began time.Time, want int) ([]float64, error) {
 	var out []float64
 	late := time.After(waitLimit)
@@ -339,7 +363,7 @@ func (f *fleet) collect(ctx context.Context, began time.Time, want int) ([]float
 		case t := <-f.acked:
 			out = append(out, ms(t.Sub(began)))
 		case <-late:
-			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s", len(out), want, waitLimit)
+			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s; %s", len(out), want, waitLimit, f.missing())
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -402,6 +426,8 @@ type light struct {
 	stream   stopgapv1.AgentService_ConnectClient
 	sequence uint64
 	targets  uint64
+	ended    error
+	answered uint64 // sequence of the last acknowledgement
 }
 
 func (f *fleet) connect(ctx context.Context, i int, c *trust.Credentials) (*light, error) {
@@ -437,6 +463,7 @@ func (f *fleet) connect(ctx context.Context, i int, c *trust.Credentials) (*ligh
 	if first.GetWelcome() == nil {
 		return a, errors.New("no Welcome")
 	}
+	a.take(first) // it may bring the policy already
 	go a.run()
 	return a, nil
 }
@@ -473,25 +500,36 @@ func (a *light) run() {
 	for {
 		f, err := a.stream.Recv()
 		if err != nil {
+			a.mu.Lock()
+			a.ended = err
+			a.mu.Unlock()
 			if !errors.Is(err, io.EOF) && a.stream.Context().Err() == nil {
 				progress("agent %s: %v", a.id, err)
 			}
 			return
 		}
-		a.mu.Lock()
-		if ack := f.GetOutcomeAck(); ack != nil && ack.GetSequence() == a.sequence {
-			a.f.acked <- time.Now()
+		a.take(f)
+	}
+}
+
+// take does with a frame what an agent does.
+func (a *light) take(f *stopgapv1.ConnectResponse) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if ack := f.GetOutcomeAck(); ack != nil {
+		a.answered = ack.GetSequence()
+	}
+	if ack := f.GetOutcomeAck(); ack != nil && ack.GetSequence() == a.sequence {
+		a.f.acked <- time.Now()
+	}
+	if len(f.GetPolicyUpdate()) > 0 {
+		timestamp, targets := versions(f.GetPolicyUpdate())
+		answer := &stopgapv1.ConnectRequest{PolicyAck: &stopgapv1.PolicyAck{Version: timestamp, TargetsVersion: targets, RootVersion: 1}}
+		if targets > a.targets { // a renewed timestamp brings nothing to report
+			a.targets = targets
+			answer.Outcomes = a.batch(1)
 		}
-		if len(f.GetPolicyUpdate()) > 0 {
-			timestamp, targets := versions(f.GetPolicyUpdate())
-			answer := &stopgapv1.ConnectRequest{PolicyAck: &stopgapv1.PolicyAck{Version: timestamp, TargetsVersion: targets, RootVersion: 1}}
-			if targets > a.targets { // a renewed timestamp brings nothing to report
-				a.targets = targets
-				answer.Outcomes = a.batch(1)
-			}
-			_ = a.stream.Send(answer)
-		}
-		a.mu.Unlock()
+		_ = a.stream.Send(answer)
 	}
 }
 
