@@ -78,18 +78,21 @@ func (pr Prober) Once(ctx context.Context, p *stopgapv1.Probe) Result {
 		return r
 	}
 	if e := p.GetEffect(); e != nil {
-		resp, err := ask(ctx, fe, e.GetRequest(), e.GetHeaders())
-		r.OK, r.Got = effect(e, resp, err)
+		resp, body, err := ask(ctx, fe, e.GetRequest(), e.GetHeaders())
+		r.OK, r.Got = effect(e, resp, body, err)
 		r.nobody = isRefused(err)
 		return r
 	}
 	h := p.GetHealth()
-	resp, err := ask(ctx, fe, h.GetRequest(), nil)
+	resp, body, err := ask(ctx, fe, h.GetRequest(), nil)
 	if err != nil {
 		r.Got, r.nobody = err.Error(), isRefused(err)
 		return r
 	}
 	r.OK, r.Got = uint32(resp.StatusCode) == h.GetExpectStatus(), resp.Status
+	if r.OK && !strings.Contains(body, h.GetExpectBody()) {
+		r.OK, r.Got = false, resp.Status+" without the text that was expected"
+	}
 	return r
 }
 
@@ -117,7 +120,7 @@ func (pr Prober) Until(ctx context.Context, p *stopgapv1.Probe, answered bool) R
 	}
 }
 
-func effect(e *stopgapv1.EffectProbe, resp *http.Response, err error) (bool, string) {
+func effect(e *stopgapv1.EffectProbe, resp *http.Response, body string, err error) (bool, string) {
 	var timeout net.Error
 	switch {
 	case err != nil && errors.As(err, &timeout) && timeout.Timeout():
@@ -138,6 +141,9 @@ func effect(e *stopgapv1.EffectProbe, resp *http.Response, err error) (bool, str
 			return false, fmt.Sprintf("answered %s, header %s is %q", resp.Status, k, got)
 		}
 	}
+	if !strings.Contains(body, e.GetExpectBody()) {
+		return false, "answered " + resp.Status + " without the text that was expected"
+	}
 	return true, "answered " + resp.Status
 }
 
@@ -151,11 +157,11 @@ func isRefused(err error) bool {
 }
 
 // ask sends one request, "METHOD target", as it stands. Certificates of a loopback address are not judged: they are for names.
-func ask(ctx context.Context, fe FrontEnd, request string, headers map[string]string) (*http.Response, error) {
+func ask(ctx context.Context, fe FrontEnd, request string, headers map[string]string) (*http.Response, string, error) {
 	method, target, ok := strings.Cut(request, " ")
 	base, err := url.Parse(fe.URL)
 	if err != nil || !ok {
-		return nil, fmt.Errorf("%q to %q can't be asked", request, fe.URL)
+		return nil, "", fmt.Errorf("%q to %q can't be asked", request, fe.URL)
 	}
 	ip := net.ParseIP(base.Hostname())
 	t := &http.Transport{DisableKeepAlives: true, DisableCompression: true, Proxy: nil,
@@ -175,14 +181,14 @@ func ask(ctx context.Context, fe FrontEnd, request string, headers map[string]st
 		err = ue.Err
 	}
 	if err != nil && sent && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.Errno(10053)) || errors.Is(err, syscall.Errno(10054)) || errors.Is(err, io.ErrUnexpectedEOF)) {
-		return nil, fmt.Errorf("%w (%w)", errAborted, err)
+		return nil, "", fmt.Errorf("%w (%w)", errAborted, err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err = errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, fmt.Errorf("answered %s and then: %w", resp.Status, err)
+		return nil, "", fmt.Errorf("answered %s and then: %w", resp.Status, err)
 	}
-	return resp, nil
+	return resp, string(body), nil
 }

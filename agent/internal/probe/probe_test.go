@@ -33,6 +33,8 @@ func TestWhatComesBackIsJudgedAsTheDocumentSays(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		case r.RequestURI == "/exact?@x/%50owerShell" && r.Header.Get("Cookie") == "a=b":
 			w.Header().Set("Content-Security-Policy", "default-src 'self'; script-src-attr 'none'")
+		case r.URL.Path == "/sorry":
+			_, _ = w.Write([]byte("200 OK: something went wrong"))
 		case r.URL.Path == "/moved":
 			http.Redirect(w, r, "/elsewhere", http.StatusFound)
 		case r.URL.Path == "/starting" && starting.Add(-1) >= 0:
@@ -57,6 +59,8 @@ func TestWhatComesBackIsJudgedAsTheDocumentSays(t *testing.T) {
 		{effectOf(&stopgapv1.EffectProbe{Request: "GET /fine", ExpectHeader: map[string]string{"X-A": "1"}}), false, false, `header X-A is ""`},
 		{effectOf(&stopgapv1.EffectProbe{Request: "GET /moved", ExpectStatus: 302}), true, false, "302"},
 		{healthOf("GET /fine", ""), true, false, "200"},
+		{&stopgapv1.Probe{Kind: &stopgapv1.Probe_Health{Health: &stopgapv1.HealthProbe{Request: "GET /sorry", ExpectStatus: 200, ExpectBody: "lab.contoso.com"}}}, false, false, "without the text"},
+		{effectOf(&stopgapv1.EffectProbe{Request: "GET /sorry", ExpectBody: "went wrong"}), true, false, "200"},
 		{healthOf("GET /moved", ""), false, false, "302"},
 		{healthOf("GET /starting", ""), true, false, "200"},
 		{healthOf("GET /fine", "OwaProxy"), false, true, "maintenance"},

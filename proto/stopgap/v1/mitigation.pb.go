@@ -1093,7 +1093,9 @@ type EffectProbe struct {
 	// The status that must come back; 0: any.
 	ExpectStatus uint32 `protobuf:"varint,4,opt,name=expect_status,json=expectStatus,proto3" json:"expect_status,omitempty"`
 	// Text that each named response header must contain.
-	ExpectHeader  map[string]string `protobuf:"bytes,5,rep,name=expect_header,json=expectHeader,proto3" json:"expect_header,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ExpectHeader map[string]string `protobuf:"bytes,5,rep,name=expect_header,json=expectHeader,proto3" json:"expect_header,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Text that the first 64 KiB of the body must contain.
+	ExpectBody    string `protobuf:"bytes,6,opt,name=expect_body,json=expectBody,proto3" json:"expect_body,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1163,6 +1165,13 @@ func (x *EffectProbe) GetExpectHeader() map[string]string {
 	return nil
 }
 
+func (x *EffectProbe) GetExpectBody() string {
+	if x != nil {
+		return x.ExpectBody
+	}
+	return ""
+}
+
 // HealthProbe passes when the service answers as expected.
 type HealthProbe struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1171,7 +1180,9 @@ type HealthProbe struct {
 	// The status that must come back.
 	ExpectStatus uint32 `protobuf:"varint,2,opt,name=expect_status,json=expectStatus,proto3" json:"expect_status,omitempty"`
 	// Component below v15\ServerComponentStates; while it is Inactive (maintenance mode) the probe is skipped.
-	Component     string `protobuf:"bytes,3,opt,name=component,proto3" json:"component,omitempty"`
+	Component string `protobuf:"bytes,3,opt,name=component,proto3" json:"component,omitempty"`
+	// Text that the first 64 KiB of the body must contain: an error page that answers 200 is no health.
+	ExpectBody    string `protobuf:"bytes,4,opt,name=expect_body,json=expectBody,proto3" json:"expect_body,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1223,6 +1234,13 @@ func (x *HealthProbe) GetExpectStatus() uint32 {
 func (x *HealthProbe) GetComponent() string {
 	if x != nil {
 		return x.Component
+	}
+	return ""
+}
+
+func (x *HealthProbe) GetExpectBody() string {
+	if x != nil {
+		return x.ExpectBody
 	}
 	return ""
 }
@@ -1588,24 +1606,28 @@ const file_stopgap_v1_mitigation_proto_rawDesc = "" +
 	"\x05Probe\x121\n" +
 	"\x06effect\x18\x01 \x01(\v2\x17.stopgap.v1.EffectProbeH\x00R\x06effect\x121\n" +
 	"\x06health\x18\x02 \x01(\v2\x17.stopgap.v1.HealthProbeH\x00R\x06healthB\r\n" +
-	"\x04kind\x12\x05\xbaH\x02\b\x01\"\xca\x03\n" +
+	"\x04kind\x12\x05\xbaH\x02\b\x01\"\xf5\x03\n" +
 	"\vEffectProbe\x12D\n" +
 	"\arequest\x18\x01 \x01(\tB*\xbaH'r%\x18\xd0\x0f2 ^(GET|POST|HEAD|OPTIONS) /[^ ]*$R\arequest\x12H\n" +
 	"\aheaders\x18\x02 \x03(\v2$.stopgap.v1.EffectProbe.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aheaders\x12%\n" +
 	"\x0eexpect_aborted\x18\x03 \x01(\bR\rexpectAborted\x12-\n" +
 	"\rexpect_status\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\xd7\x04R\fexpectStatus\x12X\n" +
-	"\rexpect_header\x18\x05 \x03(\v2).stopgap.v1.EffectProbe.ExpectHeaderEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\fexpectHeader\x1a:\n" +
+	"\rexpect_header\x18\x05 \x03(\v2).stopgap.v1.EffectProbe.ExpectHeaderEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\fexpectHeader\x12)\n" +
+	"\vexpect_body\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\n" +
+	"expectBody\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11ExpectHeaderEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x01\n" +
 	"\vHealthProbe\x12?\n" +
 	"\arequest\x18\x01 \x01(\tB%\xbaH\"r \x18\xd0\x0f2\x1b^(GET|HEAD|OPTIONS) /[^ ]*$R\arequest\x12/\n" +
 	"\rexpect_status\x18\x02 \x01(\rB\n" +
 	"\xbaH\a*\x05\x18\xd7\x04(dR\fexpectStatus\x12%\n" +
-	"\tcomponent\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18PR\tcomponent\"\xc3\x01\n" +
+	"\tcomponent\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18PR\tcomponent\x12)\n" +
+	"\vexpect_body\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\n" +
+	"expectBody\"\xc3\x01\n" +
 	"\vFixedBuilds\x12'\n" +
 	"\brevision\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xc0\x84=(\x01R\brevision\x120\n" +
 	"\x05fixes\x18\x02 \x03(\v2\x0f.stopgap.v1.FixB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05fixes:Y\xbaHV\x1aT\n" +
