@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -16,6 +17,8 @@ import (
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
+
+var errSomethingFails = errors.New("the way to the controller does not work; the first hop that fails stands above")
 
 func check(o *options) *cobra.Command {
 	cfg := networkcheck.Config{Proxy: networkcheck.Proxy}
@@ -63,7 +66,10 @@ func check(o *options) *cobra.Command {
 				report(st)
 				ok = ok && st.OK
 			}
-			return exitText(ok)
+			if !ok {
+				return errSomethingFails
+			}
+			return nil
 		},
 	}
 	f := c.Flags()

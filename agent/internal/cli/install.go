@@ -194,12 +194,3 @@ func left(cmd *cobra.Command, o *options, done []string, err error, reverting, f
 	fmt.Fprintf(cmd.OutOrStdout(), "still applied: %s; see %s\n", list, undo)
 	return nil
 }
-
-var errSomethingFails = errors.New("the way to the controller does not work; the first hop that fails stands above")
-
-func exitText(ok bool) error {
-	if ok {
-		return nil
-	}
-	return errSomethingFails
-}

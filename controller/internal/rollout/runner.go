@@ -761,8 +761,7 @@ func (r *Rollout) SetStrategy(ctx context.Context, s engine.Strategy) error {
 
 // DeleteStrategy deletes one that is not the fleet's. Errors: ErrNoStrategy, ErrBuiltIn.
 func (r *Rollout) DeleteStrategy(ctx context.Context, name string) error {
-	all, byDefault := r.Strategies()
-	_ = all
+	_, byDefault := r.Strategies()
 	if _, err := r.strategy(name); err != nil || name == "" {
 		return errors.Join(err, fmt.Errorf("%w: %q", ErrNoStrategy, name))
 	}
