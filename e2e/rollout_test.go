@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -305,15 +307,51 @@ func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 		}
 		t.Cleanup(run(t, a.Run))
 	}
+	// Only who is there when a wave begins is waited for.
+	if err := procs.Wait(t.Context(), 3*patience, func() error {
+		st, err := r.fleet.ListAgents(t.Context(), &stopgapv1.ListAgentsRequest{})
+		if err != nil {
+			return err
+		}
+		there := 0
+		for {
+			m, err := st.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if m.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED {
+				there++
+			}
+		}
+		if there != servers {
+			return fmt.Errorf("%d are connected", there)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.strategy(`{"name":"big","onHalt":"hold","maxFailures":{},"waves":[{"count":1},{"percent":10,"minHealthyTime":"100ms"},{"maxInFlight":50,"minHealthyTime":"100ms"}]}`)
+	id := r.publishBy("big", catalogue(t, "PING1")...)
+	// On a loaded machine a stream may have been cut meanwhile: that server gets it when it is back.
+	r.phase(id, "COMPLETED", ", 0 failed,")
 	r.eventually(func() error {
-		l, err := r.fleet.PlanRollout(t.Context(), &stopgapv1.PlanRolloutRequest{Items: []*stopgapv1.RolloutItem{{Mitigation: "PING1", Revision: 1}}})
-		if err == nil || !strings.Contains(err.Error(), "not in policy") {
-			return fmt.Errorf("%v %w", l, err)
+		st, err := r.fleet.ListOutcomes(t.Context(), &stopgapv1.ListOutcomesRequest{Mitigation: "PING1", States: []stopgapv1.OutcomeState{stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for {
+			if _, err = st.Recv(); err != nil {
+				break
+			}
+			n++
+		}
+		if n != servers || !errors.Is(err, io.EOF) {
+			return fmt.Errorf("on %d servers: %w", n, err)
 		}
 		return nil
 	})
-	r.strategy(`{"name":"big","onHalt":"hold","maxFailures":{},"waves":[{"count":1},{"percent":10,"minHealthyTime":"100ms"},{"maxInFlight":50,"minHealthyTime":"100ms"}]}`)
-	id := r.publishBy("big", catalogue(t, "PING1")...)
-	got := r.phase(id, "COMPLETED", "200 done")
-	t.Logf("%s", got.GetRollout().GetReason())
 }
