@@ -86,7 +86,7 @@ func TestTheKeyCeremonyAndTheDrillsWorkAsWritten(t *testing.T) {
 	}
 	script = strings.Replace(script, "trap cleanup EXIT\n", `trap cleanup EXIT
 wait_for_m1() {
-  for _ in $(seq 200); do
+  for _ in $(seq 800); do
     want=$(sed -n 's/.*"version": \([0-9]*\).*/\1/p' "$(ls -v "$POLICY"/metadata/*.targets.json | tail -1)" | head -1)
     if stopgap agents show EX01 2>/dev/null | tee "$RUN/show" | grep -q "M1@1 .*APPLIED" && grep -q "policy version $want\$" "$RUN/show" && grep -q CONNECTED "$RUN/show"; then return; fi
     sleep 0.1
@@ -98,7 +98,7 @@ wait_for_m1() {
 	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bash, file)
 	cmd.WaitDelay = time.Second
