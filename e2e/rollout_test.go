@@ -285,9 +285,6 @@ func TestSwitchesStopWhatIsNewAndRemoveNothing(t *testing.T) {
 
 func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("some seconds")
-	}
 	const servers = 200
 	r := newRig(t)
 	token := r.token(servers, map[string]string{"site": "lab"})

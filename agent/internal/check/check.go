@@ -70,6 +70,10 @@ func Run(ctx context.Context, cfg Config, report func(Step)) bool {
 	}
 	w := &walk{cfg: cfg, report: report}
 	host, _, err := net.SplitHostPort(cfg.Controller)
+	if cfg.Controller == "" {
+		w.fail("settings", "no controller is named", "give --controller, or install with CONTROLLER=host:port")
+		return false
+	}
 	if err != nil {
 		w.fail("settings", fmt.Sprintf("controller %q (%s) is not host:port", cfg.Controller, cfg.Source), "give --controller, or install with CONTROLLER=host:port")
 		return false

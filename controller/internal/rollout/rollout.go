@@ -189,7 +189,8 @@ func (r *Rollout) Release(ref string) Decision {
 	return r.releases[ref]
 }
 
-// choose gives the items and the generation at which they are so; choose gives the item of each mitigation for one server, and tells why: the newest revision that is released to it and not held back.
+// choose gives the item of each mitigation for one server, with the generation at which that is so, and tells why if somebody listens: the
+// newest revision that is released to it and not held back.
 // Of one that is to be taken off it names the next lower revision instead, or says that it is to go. One that is held back, blocked or
 // not released is not named at all, so that who has it keeps it.
 func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step string)) (items []*stopgapv1.AssignmentItem, generation uint64) {

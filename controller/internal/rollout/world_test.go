@@ -294,7 +294,7 @@ func (w *world) count(ref string) int {
 
 func (w *world) newest() *engine.Rollout { return w.r.List()[0] }
 
-// tick lets some time pass: servers live, rollouts look.
+// tick lets some of synctest's time pass: servers live, rollouts look.
 func (w *world) tick(d time.Duration) {
 	time.Sleep(d)
 	w.live()

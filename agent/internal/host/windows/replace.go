@@ -142,8 +142,12 @@ func (r replacer) replace(ctx context.Context, path string, old, data []byte) er
 			if _, rerr := r.read(path); rerr != nil { // puts it back
 				return errors.Join(err, rerr)
 			}
-			if time.Now().Add(r.pause).Before(deadline) && ctx.Err() == nil {
-				time.Sleep(r.pause)
+			if !time.Now().Add(r.pause).Before(deadline) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(r.pause):
 				continue
 			}
 		case !busy(err):
