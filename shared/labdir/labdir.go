@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
@@ -152,28 +153,37 @@ func readBounded(p string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: not a regular file", p)
 	}
 	if st.Size() > MaxFile {
-		return nil, fmt.Errorf("%s: %d bytes, limit %d", p, st.Size(), MaxFile)
+		return nil, fmt.Errorf("%s: %d bytes, limit %d: %w", p, st.Size(), MaxFile, iisconfig.ErrTooLarge)
 	}
 	return os.ReadFile(p)
 }
 
-// WebConfig reads the web.config of a physical directory; it makes Dir an iisconfig.Files.
-func (d Dir) WebConfig(dir string) ([]byte, string, error) {
-	data, name, err := d.ReadFile(strings.TrimRight(dir, `\/`) + `\web.config`)
+// ConfigFile reads a configuration file of a physical directory; it makes Dir an iisconfig.Files.
+func (d Dir) ConfigFile(dir, file string) ([]byte, string, error) {
+	data, name, err := d.ReadFile(strings.TrimRight(dir, `\/`) + `\` + file)
+	if errors.Is(err, syscall.ENOTDIR) {
+		err = fs.ErrNotExist // a directory on the way is a file
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
 	return data, name, err
 }
 
-// WebConfigsBelow lists the directories below a physical directory that have a web.config, as Windows paths.
-func (d Dir) WebConfigsBelow(dir string) ([]string, error) {
-	root, err := d.Path(strings.TrimRight(dir, `\/`))
+// Canonical implements iisconfig.Files.
+func (d Dir) Canonical(dir string) string {
+	p, err := d.Path(strings.TrimRight(dir, `\/`))
 	if err != nil {
-		return nil, err
+		return strings.ToLower(strings.TrimRight(strings.ReplaceAll(dir, "/", `\`), `\`))
 	}
-	return iisconfig.WebConfigsBelow(root, dir)
+	if real, err := filepath.EvalSymlinks(p); err == nil {
+		p = real
+	}
+	return strings.ToLower(p)
 }
+
+// MaxConfigBytes implements iisconfig.Files.
+func (d Dir) MaxConfigBytes() int { return iisconfig.DefaultMaxBytes }
 
 // Server reads server.json.
 func (d Dir) Server() (Server, error) {

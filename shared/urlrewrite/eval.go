@@ -29,6 +29,7 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 	var maps []*list[*rewriteMap]
 	var tags []*list[*tagSet]
 	var allowed []*list[string]
+	var providers []*list[*rewriteMap]
 	for _, s := range levels {
 		if s == nil {
 			continue
@@ -36,6 +37,7 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 		in, glob, out = append(in, &s.inbound), append(glob, &s.global), append(out, &s.outbound)
 		pre, maps = append(pre, &s.pre), append(maps, &s.maps)
 		tags, allowed = append(tags, &s.tags), append(allowed, &s.allowed)
+		providers = append(providers, &s.provider)
 	}
 	var err error
 	if rs.global, err = merge("global rule", glob); err != nil {
@@ -56,6 +58,13 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 		return nil, err
 	}
 	for _, m := range ms {
+		rs.maps[strings.ToLower(m.name)] = m
+	}
+	ps, err := merge("provider", providers)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range ps {
 		rs.maps[strings.ToLower(m.name)] = m
 	}
 	ts, err := merge("custom tags", tags)
@@ -91,6 +100,7 @@ func (rs *Ruleset) bind(cs []condition) ([]condition, error) {
 			return nil, fmt.Errorf("condition input %w", err)
 		}
 		c.inputT = t
+		c.unknown = c.unknown || rs.asksProvider(t)
 		out[i] = c
 	}
 	return out, nil
@@ -168,6 +178,12 @@ type Request struct {
 	// Unknown, if set, says that nobody knows a variable (by upper-case name): it is empty then, and Asked becomes true.
 	Unknown func(name string) bool
 	Asked   bool
+	// AssumeHolds is what a condition, or a rule, counts as that this version can't judge: it asks a provider, or has a part
+	// that this version does not know.
+	AssumeHolds bool
+	// OwnBase: each rule's pattern sees the URL relative to the level that defines the rule, rather than to the application.
+	// Microsoft's reference leaves open which of the two IIS does for an inherited rule.
+	OwnBase bool
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
 	IsFile, IsDir func(path string) bool
 }
@@ -323,7 +339,8 @@ func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
 	return res, nil
 }
 
-func relative(path, base string) string {
+// Relative returns the part of a URL path that a rule at base sees: below base, without the leading slash.
+func Relative(path, base string) string {
 	base = strings.TrimSuffix(base, "/")
 	if len(path) >= len(base) && strings.EqualFold(path[:len(base)], base) {
 		path = path[len(base):]
@@ -333,8 +350,11 @@ func relative(path, base string) string {
 
 func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, global bool, path, query *string) (done bool, err error) {
 	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps}
+	if req.OwnBase && r.base != "" {
+		base = r.base
+	}
 	if r.url != nil {
-		caps, err := r.url.match(relative(*path, base))
+		caps, err := r.url.match(Relative(*path, base))
 		if err != nil {
 			return false, err
 		}
@@ -344,7 +364,7 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 		sc.rule = caps
 	}
 	ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
-	if err != nil || !ok {
+	if err != nil || !ok || r.unknown && !req.AssumeHolds {
 		return false, err
 	}
 	res.Rules = append(res.Rules, r.name)
@@ -407,6 +427,15 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 	}
 	var tracked []string
 	for _, c := range cs {
+		if c.unknown {
+			if req.AssumeHolds && matchAny {
+				return true, nil
+			}
+			if !req.AssumeHolds && !matchAny {
+				return false, nil
+			}
+			continue
+		}
 		in := c.inputT.expand(sc)
 		var caps []string
 		switch c.matchType {
@@ -461,7 +490,7 @@ func (rs *Ruleset) Respond(req *Request, resp *Response) (ran []string, rewrote 
 
 func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []string, rewrote bool, err error) {
 	for _, r := range rs.outbound {
-		if !r.enabled {
+		if !r.enabled || r.void || r.unknown && !req.AssumeHolds {
 			continue
 		}
 		applies, err := rs.preConditionHolds(r, req, resp)

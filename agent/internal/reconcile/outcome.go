@@ -42,6 +42,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
 		}
 		p.probedOutcome(w, old, o)
+		partly(w, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}
@@ -56,6 +57,20 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		return nil
 	}
 	return o
+}
+
+// partly makes an outcome PARTIAL when the mitigation is in place and not in effect everywhere: what gets through is listed one
+// by one, with the reason.
+func partly(w *work, o *stopgapv1.Outcome) {
+	var gaps []string
+	for _, s := range w.apply {
+		gaps = append(gaps, s.gaps...)
+	}
+	if len(gaps) == 0 {
+		return
+	}
+	o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, "partial"
+	o.Reason = "in effect in part only: " + strings.Join(gaps, "; ")
 }
 
 // probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.

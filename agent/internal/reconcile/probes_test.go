@@ -24,7 +24,7 @@ type site struct {
 type killed struct{}
 
 func (s *site) Until(_ context.Context, p *stopgapv1.Probe, _ bool) probe.Result {
-	data, _, err := s.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	data, _, err := s.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	r := probe.Result{Name: probe.Name(p), Got: "500"}
 	s.asked = append(s.asked, r.Name)
 	bad := bytes.Contains(data, []byte("breaks"))
@@ -170,16 +170,16 @@ func TestAnAgentKilledWhileItProbesStillHealsItsServer(t *testing.T) {
 func TestARepairIsNotUndoneByWhatFailsMeanwhile(t *testing.T) {
 	t.Parallel()
 	g, s := probedRig(t, map[string][]byte{"A": probedDoc("A", "fine-a", "SEVERITY_HIGH", onRevert)})
-	orig, _, err := g.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	orig, _, err := g.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g.pass()
-	now, _, err := g.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	now, _, err := g.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := g.driver.ReplaceWebConfig(t.Context(), `%SystemDrive%\inetpub\wwwroot`, now, orig); err != nil {
+	if err := g.driver.ReplaceConfig(t.Context(), `%SystemDrive%\inetpub\wwwroot`, "web.config", now, orig); err != nil {
 		t.Fatal(err)
 	}
 	// The site works when it is asked before the repair, and not after.

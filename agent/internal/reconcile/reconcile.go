@@ -504,7 +504,8 @@ func (p *pass) publish() {
 	}
 	for _, c := range p.changes {
 		for _, d := range c.Prior.Files {
-			p.watch[d] = true
+			dir, _ := host.SplitRef(d)
+			p.watch[dir] = true
 		}
 	}
 	var dirs []string

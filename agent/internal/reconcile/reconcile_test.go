@@ -288,9 +288,9 @@ type countingDriver struct {
 	writes map[string]int
 }
 
-func (d *countingDriver) ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error {
+func (d *countingDriver) ReplaceConfig(ctx context.Context, dir, file string, old, data []byte) error {
 	d.writes[dir]++
-	return d.Driver.ReplaceWebConfig(ctx, dir, old, data)
+	return d.Driver.ReplaceConfig(ctx, dir, file, old, data)
 }
 
 func TestDriftIsRepairedCountedAndGivenUpWhenSomebodyFightsUs(t *testing.T) {
@@ -457,7 +457,7 @@ type brokenDriver struct {
 	fail *int
 }
 
-func (d *brokenDriver) ReplaceWebConfig(context.Context, string, []byte, []byte) error {
+func (d *brokenDriver) ReplaceConfig(context.Context, string, string, []byte, []byte) error {
 	*d.fail++
 	return errors.New("disk is full")
 }

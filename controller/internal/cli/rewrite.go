@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite/vector"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
@@ -99,7 +100,11 @@ func rewriteCheck() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if _, err := urlrewrite.ParseConfig(data, kind); err != nil {
+				err = tooLarge(data, kind)
+				if err == nil {
+					_, err = urlrewrite.ParseConfig(data, kind)
+				}
+				if err != nil {
 					bad++
 					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, clirun.Printable(place(err)))
 					continue
@@ -114,6 +119,15 @@ func rewriteCheck() *cobra.Command {
 	}
 	c.Flags().StringVar(&as, "as", "", "applicationHost.config or web.config (default: by the file's name, else applicationHost.config)")
 	return c
+}
+
+// tooLarge refuses a web.config that IIS does not read because of its size.
+func tooLarge(data []byte, kind urlrewrite.Kind) error {
+	if kind != urlrewrite.WebConfig || len(data) <= iisconfig.DefaultMaxBytes {
+		return nil
+	}
+	return &xmldoc.SyntaxError{Line: 1, Col: 1, Msg: fmt.Sprintf("more than %d bytes (250 KB): IIS reads no larger web.config, "+
+		"unless MaxWebConfigFileSizeInKB in the registry says otherwise", iisconfig.DefaultMaxBytes)}
 }
 
 // place puts line and column in front, as compilers do.
