@@ -293,40 +293,52 @@ func headerName(variable string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(variable, "_", "-"))
 }
 
-// Inbound evaluates the global and then the site's rules. base is the path of the application the rules are evaluated
-// in ("/" or "/owa"): the url that <match> sees is relative to it, without a leading slash. The error means "no verdict".
+// Inbound evaluates the global rules and then the rules of one place. base is the path of that place ("/" or "/owa"): its rules
+// run only for requests below it, and the url that <match> sees is relative to it, without a leading slash. The error is a
+// *RuntimeError or means "no verdict".
 func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
-	var res Result
-	path, query := req.Path, req.RawQuery
-	for _, stage := range []struct {
-		rules  []*inboundRule
-		base   string
-		global bool
-	}{{rs.global, "/", true}, {rs.inbound, base, false}} {
-		for _, r := range stage.rules {
-			if !r.enabled {
-				continue
-			}
-			done, err := rs.inboundOne(r, req, &res, stage.base, stage.global, &path, &query)
-			var rt *RuntimeError
-			if errors.As(err, &rt) {
-				return res, err
-			}
-			if err != nil {
-				return res, fmt.Errorf("rule %q: %w", r.name, err)
-			}
-			if done {
-				return res, nil
-			}
+	run := inboundRun{req: req, path: req.Path, query: req.RawQuery}
+	done, err := rs.stage(&run, rs.global, true, "/", nil)
+	if err == nil && !done && Within(run.path, base) {
+		_, err = rs.stage(&run, rs.inbound, false, base, nil)
+	}
+	return run.res, err
+}
+
+// inboundRun is a request on its way through the rules: rules change path and query.
+type inboundRun struct {
+	req         *Request
+	res         Result
+	path, query string
+}
+
+// stage evaluates one set of rules. It says whether nothing after it is evaluated.
+func (rs *Ruleset) stage(run *inboundRun, rules []*inboundRule, global bool, base string, definedAt func(string) string) (bool, error) {
+	for _, r := range rules {
+		if !r.enabled {
+			continue
+		}
+		if definedAt != nil {
+			base = definedAt(r.name)
+		}
+		done, err := rs.inboundOne(r, run.req, &run.res, base, global, &run.path, &run.query)
+		var rt *RuntimeError
+		if errors.As(err, &rt) {
+			return true, err
+		}
+		if err != nil {
+			return true, fmt.Errorf("rule %q: %w", r.name, err)
+		}
+		if done {
+			return true, nil
 		}
 	}
-	return res, nil
+	return false, nil
 }
 
 func relative(path, base string) string {
-	base = strings.TrimSuffix(base, "/")
-	if len(path) >= len(base) && strings.EqualFold(path[:len(base)], base) {
-		path = path[len(base):]
+	if Within(path, base) {
+		path = path[len(strings.TrimSuffix(base, "/")):]
 	}
 	return strings.TrimPrefix(path, "/")
 }
