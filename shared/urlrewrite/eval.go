@@ -198,10 +198,19 @@ type Result struct {
 	Set []string
 }
 
-// RuntimeError is what IIS answers with 500.50: a rule can't be carried out.
+// RuntimeError is a rule that IIS can't carry out for one request. IIS answers 500; the place itself keeps working.
 type RuntimeError struct {
 	Rule, Msg string
+	// Substatus is the number behind 500: 50 for an inbound rule, 52 for an outbound rule. Source: Microsoft, "HTTP status codes
+	// in IIS".
+	Substatus int
 }
+
+// The substatus codes of a RuntimeError.
+const (
+	SubstatusInbound  = 50
+	SubstatusOutbound = 52
+)
 
 func (e *RuntimeError) Error() string { return fmt.Sprintf("rule %q: %s", e.Rule, e.Msg) }
 
@@ -362,7 +371,8 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 	res.Rules = append(res.Rules, r.name)
 	for _, v := range r.setVars {
 		if up := strings.ToUpper(v.name); !global && !rs.allowed[up] {
-			return false, &RuntimeError{Rule: r.name, Msg: fmt.Sprintf("the server variable %q is not allowed to be set: it is not in allowedServerVariables", v.name)}
+			return false, &RuntimeError{Rule: r.name, Substatus: SubstatusInbound,
+				Msg: fmt.Sprintf("the server variable %q is not allowed to be set: it is not in allowedServerVariables", v.name)}
 		}
 		if req.Vars == nil {
 			req.Vars = map[string]string{}
@@ -459,19 +469,20 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 }
 
 // Outbound evaluates the outbound rules and changes the response's headers in place. It returns the names of the rules
-// that ran. The error means "no verdict", or a rule that rewrites bodies: those need Respond.
+// that ran. The error is a *RuntimeError or means "no verdict"; a rule that rewrites bodies needs Respond.
 func (rs *Ruleset) Outbound(req *Request, resp http.Header) ([]string, error) {
 	ran, _, err := rs.respond(req, &Response{Header: resp}, false)
 	return ran, err
 }
 
 // Respond evaluates the outbound rules and changes the response in place. It returns the names of the rules that ran, and
-// whether one of them had something to rewrite. The error means "no verdict".
+// whether one of them had something to rewrite. The error is a *RuntimeError or means "no verdict".
 func (rs *Ruleset) Respond(req *Request, resp *Response) (ran []string, rewrote bool, err error) {
 	return rs.respond(req, resp, true)
 }
 
 func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []string, rewrote bool, err error) {
+	encoding := contentEncoding(resp.Header) // before the rules: they may change the header, and the body stays encoded
 	for _, r := range rs.outbound {
 		if !r.enabled {
 			continue
@@ -482,6 +493,8 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 			switch {
 			case r.variable != "":
 				did, err = rs.header(r, req, resp)
+			case encoding != "" && r.rewritesBody():
+				return ran, rewrote, encodedBody(r.name, encoding)
 			case !bodies:
 				err = fmt.Errorf("%w: it rewrites bodies, and there is none here", ErrInput)
 			default:
