@@ -118,7 +118,8 @@ func contentEncoding(h http.Header) string {
 // encodedBody is why a rule can't rewrite a body. Source: Microsoft, "HTTP status codes in IIS" (500.52), and the module's own message
 // that outbound rules can't be applied to encoded content.
 func encodedBody(rule, encoding string) *RuntimeError {
-	return &RuntimeError{Rule: rule, Substatus: SubstatusOutbound, Msg: fmt.Sprintf("it rewrites the body, and the body is encoded (Content-Encoding: %s)", encoding)}
+	return &RuntimeError{Rule: rule, Substatus: SubstatusOutbound,
+		Msg: fmt.Sprintf("it rewrites the body, and the body is encoded (Content-Encoding: %s)", encoding)}
 }
 
 // Response is a response that outbound rules look at and change.

@@ -15,7 +15,8 @@ func TestARuleThatRewritesAnEncodedBodyIsAnError(t *testing.T) {
 		header = `<rule name="header"><match serverVariable="RESPONSE_X" pattern=".*"/><action type="Rewrite" value="b"/></rule>`
 		clears = `<rule name="clears"><match serverVariable="RESPONSE_CONTENT_ENCODING" pattern=".+"/><action type="Rewrite" value=""/></rule>`
 		stops  = `<rule name="stops" stopProcessing="true"><match serverVariable="RESPONSE_X" pattern=".*"/><action type="None"/></rule>`
-		pre    = `<preConditions><preCondition name="html"><add input="{RESPONSE_CONTENT_TYPE}" pattern="^text/html"/></preCondition></preConditions>`
+		pre    = `<preConditions><preCondition name="html"><add input="{RESPONSE_CONTENT_TYPE}" pattern="^text/html"/></preCondition>
+			</preConditions>`
 	)
 	for _, c := range []struct {
 		what, rules, encoding, contentType string

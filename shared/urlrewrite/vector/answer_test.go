@@ -11,8 +11,9 @@ import (
 func TestAnErrorSaysWhetherItHitsThePlaceOrOneRequest(t *testing.T) {
 	t.Parallel()
 	const (
-		setsVariable = `<rewrite><rules><rule name="r"><match url="^a"/><serverVariables><set name="X" value="1"/></serverVariables></rule></rules></rewrite>`
-		body         = `<rule name="o"><match pattern="a"/><action type="Rewrite" value="b"/></rule></outboundRules></rewrite>`
+		setsVariable = `<rewrite><rules><rule name="r"><match url="^a"/>
+			<serverVariables><set name="X" value="1"/></serverVariables></rule></rules></rewrite>`
+		body = `<rule name="o"><match pattern="a"/><action type="Rewrite" value="b"/></rule></outboundRules></rewrite>`
 	)
 	for what, c := range map[string]struct {
 		phase, xml, action string
@@ -62,8 +63,10 @@ func TestWhatTheEvaluatorCantAnswerIsNotBlamedOnIIS(t *testing.T) {
 func TestRequestHeadersAreAllThatTheApplicationGets(t *testing.T) {
 	t.Parallel()
 	sent := map[string]string{"X-Kept": "k", "X-Changed": "old", "X-Left": "old", "X-Removed": "r"}
-	set := `<rewrite><allowedServerVariables><add name="HTTP_X_CHANGED"/><add name="HTTP_X_LEFT"/><add name="HTTP_X_REMOVED"/><add name="HTTP_X_NEW"/></allowedServerVariables>
-		<rules><rule name="r"><match url="^set$"/><serverVariables><set name="HTTP_X_CHANGED" value="new"/><set name="HTTP_X_LEFT" value="new" replace="false"/>
+	set := `<rewrite><allowedServerVariables><add name="HTTP_X_CHANGED"/><add name="HTTP_X_LEFT"/>
+		<add name="HTTP_X_REMOVED"/><add name="HTTP_X_NEW"/></allowedServerVariables>
+		<rules><rule name="r"><match url="^set$"/><serverVariables><set name="HTTP_X_CHANGED" value="new"/>
+		<set name="HTTP_X_LEFT" value="new" replace="false"/>
 		<set name="HTTP_X_REMOVED" value=""/><set name="HTTP_X_NEW" value="new" replace="false"/></serverVariables></rule></rules></rewrite>`
 	for path, want := range map[string]map[string]string{
 		"/set":   {"x-kept": "k", "x-changed": "new", "x-left": "old", "x-new": "new"},
@@ -78,8 +81,10 @@ func TestRequestHeadersAreAllThatTheApplicationGets(t *testing.T) {
 }
 
 func FuzzVectors(f *testing.F) {
-	f.Add([]byte(`[{"id":"a","phase":"inbound","scope":"/a","levels":[{"scope":"site","config_xml":"<rewrite/>"},{"scope":"/a","config_xml":"<configuration><location path='b'/></configuration>"}],"request":{"path_and_query":"/a/b?c"}}]`))
-	f.Add([]byte(`[{"phase":"outbound","config_xml":"<rewrite><outboundRules rewriteBeforeCache='true'/></rewrite>","request":{},"response":{"headers":{"Content-Encoding":"br"}}}]`))
+	f.Add([]byte(`[{"id":"a","phase":"inbound","scope":"/a","levels":[{"scope":"site","config_xml":"<rewrite/>"},
+		{"scope":"/a","config_xml":"<configuration><location path='b'/></configuration>"}],"request":{"path_and_query":"/a/b?c"}}]`))
+	f.Add([]byte(`[{"phase":"outbound","config_xml":"<rewrite><outboundRules rewriteBeforeCache='true'/></rewrite>",
+		"request":{},"response":{"headers":{"Content-Encoding":"br"}}}]`))
 	f.Add([]byte(`{"vectors":[{"phase":"config","file":"web.config","config_xml":"<rewrite><globalRules/></rewrite>"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		list, err := vector.Read(strings.NewReader(string(data)))

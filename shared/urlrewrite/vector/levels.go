@@ -121,7 +121,8 @@ func (c *configuration) add(l Level, kind urlrewrite.Kind, first bool, where str
 			return &configError{err}
 		}
 		line, col := xmldoc.LineCol(doc.Data, f.rewrite.Start)
-		p := place{path: f.path, depth: strings.Count(strings.TrimSuffix(f.path, "/"), "/"), where: fmt.Sprintf("%sline %d, column %d", prefix, line, col), section: s}
+		p := place{path: f.path, depth: strings.Count(strings.TrimSuffix(f.path, "/"), "/"), section: s,
+			where: fmt.Sprintf("%sline %d, column %d", prefix, line, col)}
 		if first && kind == urlrewrite.ApplicationHost && !f.location {
 			p.depth = 0
 		}

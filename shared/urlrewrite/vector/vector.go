@@ -147,8 +147,8 @@ func request(r *Request) *urlrewrite.Request {
 	if decoded, err := url.PathUnescape(path); err == nil {
 		path = decoded
 	}
-	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host, Path: path, RawPath: raw, RawQuery: query,
-		Header: http.Header{}, Vars: map[string]string{}}
+	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host,
+		Path: path, RawPath: raw, RawQuery: query, Header: http.Header{}, Vars: map[string]string{}}
 	for _, k := range names(r.Headers) {
 		req.Header.Set(k, r.Headers[k])
 	}
@@ -222,8 +222,8 @@ func inbound(c *configuration, in *Request, a *Answer) {
 		a.fail(err)
 		return
 	}
-	a.Action = map[urlrewrite.Action]string{urlrewrite.ActionNone: "none", urlrewrite.ActionRewrite: "rewrite", urlrewrite.ActionRedirect: "redirect",
-		urlrewrite.ActionCustomResponse: "custom_response", urlrewrite.ActionAbort: "abort"}[res.Action]
+	a.Action = map[urlrewrite.Action]string{urlrewrite.ActionNone: "none", urlrewrite.ActionRewrite: "rewrite",
+		urlrewrite.ActionRedirect: "redirect", urlrewrite.ActionCustomResponse: "custom_response", urlrewrite.ActionAbort: "abort"}[res.Action]
 	a.Status, a.URL = res.Status, res.URL
 	a.ServerVariables, a.RequestHeaders = map[string]string{}, map[string]string{}
 	for _, k := range names(in.Headers) {
