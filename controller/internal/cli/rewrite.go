@@ -32,7 +32,20 @@ func rewriteEval() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "eval --vectors FILE [--config FILE]",
 		Short: "Say what a configuration does to requests and responses: one JSON object for each vector",
-		Args:  cobra.NoArgs,
+		Long: `Say what a configuration does to requests and responses: one JSON object for each vector.
+
+A vector has a phase (inbound, outbound or config), a configuration (config_xml, or levels from parent to child), the scope that the
+configuration is for (server, site or a path such as /owa), a request and, for outbound, a response. Rules run only for requests below
+their scope. A level sees the rewrite maps, preconditions and custom tags of the levels above it.
+
+The action in the answer is none, rewrite, redirect, custom_response or abort, or one of these:
+  config_error   IIS refuses the configuration and answers 500 (substatus 19) to every request below that place
+  runtime_error  a rule can't be carried out for this request; IIS answers 500 (substatus 50 inbound, 52 outbound, 53 outbound before
+                 the cache). Examples: a rule sets a server variable that is not allowed, or rewrites the body of a compressed response
+  error          no answer: the vector is incomplete, or its input is over a limit of this command
+
+request_headers are all headers of the request after the inbound rules, with lower-case names.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var xml []byte
 			if config != "" {
