@@ -205,12 +205,15 @@ func (a Attack) satisfied(rs *urlrewrite.Ruleset, req *urlrewrite.Request, res u
 		}
 		return true
 	case urlrewrite.ActionRedirect:
-		return say("it is redirected to %q", res.URL)
+		if len(a.WantHeader) == 0 {
+			return say("it is redirected to %q", res.URL)
+		}
 	case urlrewrite.ActionNone, urlrewrite.ActionRewrite:
+		if len(a.WantHeader) == 0 {
+			return say("no rule refuses it")
+		}
 	}
-	if len(a.WantHeader) == 0 {
-		return say("no rule refuses it")
-	}
+	// A header counts for every answer that the application gives, whatever the inbound rules do with this one request.
 	header := http.Header{"Content-Type": {"text/html; charset=utf-8"}}
 	if _, _, err := rs.Respond(req, &urlrewrite.Response{Status: http.StatusOK, Header: header}); err != nil {
 		return say("%v", err)

@@ -25,8 +25,18 @@ func (p *Place) Invalid() *Invalid {
 // Module reports whether URL Rewrite runs for the application, and why not: its module must be in globalModules and in the
 // application's modules. Where applicationHost.config has no such list, there is nothing to judge by.
 func (p *Place) Module() (runs bool, why string) {
+	if runs, why := p.Loaded(); !runs {
+		return false, why
+	}
+	return p.lists("modules")
+}
+
+// Loaded reports whether IIS loads URL Rewrite's module at all.
+func (p *Place) Loaded() (loaded bool, why string) { return p.lists("globalModules") }
+
+func (p *Place) lists(names ...string) (bool, string) {
 	const module = "RewriteModule"
-	for _, n := range []string{"globalModules", "modules"} {
+	for _, n := range names {
 		s := p.Section(n)
 		if len(s.Items) == 0 && len(s.Removed) == 0 {
 			continue

@@ -111,6 +111,58 @@ func (p *Pass) stagedModel() *iisconfig.Model {
 	return p.diskModel().With(overlay{p.disk, p}, changed...)
 }
 
+// bareModel composes the configuration without anything of ours: what is in effect there is somebody else's.
+func (p *Pass) bareModel() (*iisconfig.Model, error) {
+	bare := map[string][]byte{}
+	var changed [][2]string
+	for _, c := range p.inForce {
+		for _, ref := range c.Prior.Files {
+			if _, done := bare[fileKey(ref)]; done {
+				continue
+			}
+			f, err := p.load(ref)
+			var e *Error
+			if errors.As(err, &e) && e.Code == "config-missing" {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			base, err := f.base()
+			if err != nil {
+				return nil, failf("config-malformed", "%s: %v", f.name, err)
+			}
+			if f.disk == nil || f.made && bytes.Equal(base, skeleton) {
+				base = nil
+			}
+			bare[fileKey(ref)] = base
+			changed = append(changed, [2]string{f.dir, f.file})
+		}
+	}
+	if len(bare) == 0 {
+		return p.diskModel(), nil
+	}
+	return p.diskModel().With(stripped{p.disk, bare}, changed...), nil
+}
+
+// stripped reads files without anything of ours.
+type stripped struct {
+	*cached
+	bare map[string][]byte
+}
+
+// ConfigFile implements iisconfig.Files.
+func (s stripped) ConfigFile(dir, name string) ([]byte, string, error) {
+	data, path, err := s.cached.ConfigFile(dir, name)
+	if b, ok := s.bare[fileKey(FileRef(dir, name))]; ok {
+		if b == nil {
+			return nil, path, fs.ErrNotExist
+		}
+		return b, path, nil
+	}
+	return data, path, err
+}
+
 // overlay reads files as this pass wants them.
 type overlay struct {
 	*cached

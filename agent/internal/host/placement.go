@@ -66,6 +66,9 @@ func (a *urlRewrite) at(apps []*iisconfig.App, scope *iis.Scope) (placement, err
 		if err != nil {
 			return pl, err
 		}
+		if f.disk == nil && app.Path != "/" {
+			return pl, failf("config-missing", "%s is missing; nothing was created", f.name)
+		}
 		base, err := f.base()
 		if err != nil {
 			return pl, failf("config-malformed", "%s: %v", f.name, err)
@@ -169,6 +172,14 @@ const maxOwnFiles = 32
 // refuse, when there is no way that it accepts.
 func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 	defer a.p.Unstage(a.ref)
+	for _, old := range a.superseded() {
+		defer a.p.Unstage(old.Ref)
+		for _, ref := range old.Prior.Files {
+			if f, err := a.p.load(ref); err == nil {
+				f.take(old.Ref, whole(old.Spec.GetUrlRewrite(), f.root()))
+			}
+		}
+	}
 	before, err := a.bare()
 	if err != nil {
 		return placement{}, err
@@ -199,26 +210,39 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 				err = oerr
 			}
 		}
+		if err != nil && scope == nil {
+			return placement{}, err
+		}
 		if err != nil {
 			if refused == nil {
 				refused = err
 			}
 			continue
 		}
-		if pl, err = a.widen(before, pl); err != nil {
-			return placement{}, err
-		}
+		pl = a.lean(before, apps, a.widen(before, pl))
 		if !found || pl.cover.betterThan(best.cover) {
 			best, found = pl, true
 		}
-		if best.cover.full() {
-			break
+		if best.cover.ok() > 0 {
+			break // the other scopes are only for where the rules would have no effect at all
 		}
 	}
 	if found && (best.cover.ok() > 0 || refused == nil) {
 		return best, nil
 	}
 	return placement{}, refused
+}
+
+// superseded are the changes of other revisions of the same mitigation. They go in the same step, so that the rules are judged
+// without them.
+func (a *urlRewrite) superseded() []Change {
+	var out []Change
+	for _, c := range a.p.inForce {
+		if c.Ref.Mitigation == a.ref.Mitigation && c.Ref.Revision != a.ref.Revision && c.Spec.GetUrlRewrite() != nil {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 func scopeOf(s iis.Scope) *iis.Scope { return &s }
@@ -248,14 +272,31 @@ func (a *urlRewrite) try(before *iisconfig.Model, pl *placement) (err error, oth
 	for _, s := range pl.spots {
 		dirs = append(dirs, s.dir)
 	}
-	if err, others = a.p.breaks(before, after, dirs, a.rules); err == nil {
+	err, others = a.p.breaks(before, after, dirs, a.rules)
+	if err == nil {
+		err = a.breaksAttacked(before, after)
+	}
+	if err == nil {
 		pl.cover = a.judge(after, effect.Ours)
 	}
 	return err, others
 }
 
+// breaksAttacked looks at the directories that attack requests go to, which are no applications of their own.
+func (a *urlRewrite) breaksAttacked(before, after *iisconfig.Model) error {
+	for _, site := range a.sites() {
+		for _, x := range a.attacks {
+			bad := after.At(site, x.Path).Invalid()
+			if bad != nil && before.At(site, x.Path).Invalid() == nil {
+				return failf(refusedCode(bad), "%s%s would answer 500.19%s: %v; the file was not touched", site.Name, x.Path, hresult(bad), bad)
+			}
+		}
+	}
+	return nil
+}
+
 // widen adds the own files of applications that attack requests go to and that do not have the rules in effect.
-func (a *urlRewrite) widen(before *iisconfig.Model, pl placement) (placement, error) {
+func (a *urlRewrite) widen(before *iisconfig.Model, pl placement) placement {
 	tried := map[string]bool{}
 	for range maxOwnFiles {
 		var next *iisconfig.App
@@ -279,8 +320,29 @@ func (a *urlRewrite) widen(before *iisconfig.Model, pl placement) (placement, er
 			pl = wider
 		}
 	}
-	_, _ = a.try(before, &pl)
-	return pl, nil
+	return pl
+}
+
+// lean leaves a file alone that two applications, one below the other, read, where the rules are no less in effect without it.
+func (a *urlRewrite) lean(before *iisconfig.Model, apps []*iisconfig.App, pl placement) placement {
+	for _, app := range apps {
+		if a.p.diskModel().SharesDirBelow(app) == "" {
+			continue
+		}
+		less := placement{}
+		for _, s := range pl.spots {
+			if s.dir != app.Dir {
+				less.spots = append(less.spots, s)
+			}
+		}
+		if len(less.spots) == 0 || len(less.spots) == len(pl.spots) {
+			continue
+		}
+		if err, others := a.try(before, &less); err == nil && len(others) == 0 && less.cover.ok() >= pl.cover.ok() {
+			pl = less
+		}
+	}
+	return pl
 }
 
 // changes reports whether a placement would change a file.

@@ -80,6 +80,9 @@ func (a *urlRewrite) Validate(context.Context) error {
 	if !a.p.server.Registers() {
 		return failf("config-locked", "URL Rewrite is not registered in IIS (no section group system.webServer/rewrite)")
 	}
+	if runs, why := a.p.diskModel().At(apps[0].Site, "/").Loaded(); !runs {
+		return failf("config-locked", "URL Rewrite is registered in IIS, and its module is not loaded: %s", why)
+	}
 	for _, app := range apps {
 		if err := a.p.bodies(a.spec, app); err != nil {
 			return err
@@ -133,10 +136,14 @@ func (a *urlRewrite) Plan(context.Context) (Plan, error) {
 		return pl, err
 	}
 	if standing.Standing != InPlace && len(a.held()) == 0 {
-		theirs := a.judge(a.p.diskModel(), effect.Foreign)
+		bare, err := a.p.bareModel()
+		if err != nil {
+			return pl, err
+		}
+		theirs := a.judge(bare, effect.Foreign)
 		if theirs.ok() > 0 && !best.cover.betterThan(theirs) && a.twins(theirs, best.cover) {
 			pl.Now = Finding{Standing: Foreign, Detail: "rules of other names do the same, in effect wherever ours would be; found, not ours", Gaps: texts(theirs.gaps())}
-			pl.Now.Evidence = append(a.foreignEvidence(), theirs.evidence(a.ref.Action)...)
+			pl.Now.Evidence = append(a.foreignEvidence(bare), theirs.evidence(a.ref.Action)...)
 			pl.Prior.Files = home.refs()
 			return pl, a.touches(&pl)
 		}
@@ -172,10 +179,9 @@ func (a *urlRewrite) twins(theirs, ours coverage) bool {
 }
 
 // foreignEvidence names where somebody else's rules are.
-func (a *urlRewrite) foreignEvidence() []*stopgapv1.Evidence {
+func (a *urlRewrite) foreignEvidence(m *iisconfig.Model) []*stopgapv1.Evidence {
 	var out []*stopgapv1.Evidence
 	seen := map[string]bool{}
-	m := a.p.diskModel()
 	for _, site := range a.sites() {
 		p := m.At(site, a.spec.GetLocation().GetPath())
 		in, outb, ok := effect.Foreign(p, a.rules)

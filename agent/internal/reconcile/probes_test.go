@@ -48,7 +48,7 @@ actions:
     urlRewrite:
       location: {site: EXCHANGE_FRONT_END, path: "/"}
       inbound: |
-        <rule name="Stopgap %s.1 - inbound" stopProcessing="true"><match url="%s" /><action type="AbortRequest" /></rule>
+        <rule name="Stopgap %s.1 - inbound" stopProcessing="true"><match url="^(attack|%s)" /><action type="AbortRequest" /></rule>
 probes:
   - effect: {request: "GET /attack", expectAborted: true}
   - health: {request: "GET /owa/healthcheck.htm", expectStatus: 200}
