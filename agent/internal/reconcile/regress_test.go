@@ -121,7 +121,6 @@ func TestARevisionThatIsNotForThisServerDoesNotReplaceOneThatIs(t *testing.T) {
 	}
 }
 
-
 func TestWhatAKilledPassBeganGoesWhenTheRestCannotBeDone(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})
