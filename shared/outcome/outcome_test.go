@@ -127,8 +127,10 @@ func TestAStateOfANewerPeerIsKeptWithItsNumberAndProtectsNobody(t *testing.T) {
 
 func TestWhatIsNoStateIsRefusedWithTheStatesThereAre(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"", "UNSPECIFIED", "aplied", "OUTCOME_STATE_APPLIED", "UNKNOWN(2)", "UNKNOWN(0)", "UNKNOWN(-1)", "UNKNOWN(012)", "UNKNOWN(12",
-		"UNKNOWN(99999999999)", "12"} {
+	for _, text := range []string{
+		"", "UNSPECIFIED", "partly", "OUTCOME_STATE_APPLIED", "12",
+		"UNKNOWN(2)", "UNKNOWN(0)", "UNKNOWN(-1)", "UNKNOWN(012)", "UNKNOWN(12", "UNKNOWN(99999999999)",
+	} {
 		got, err := Parse(text)
 		if !errors.Is(err, ErrName) || got != 0 {
 			t.Errorf("%q is taken for %s", text, Name(got))

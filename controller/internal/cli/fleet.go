@@ -95,7 +95,8 @@ func showAgent(w io.Writer, r *stopgapv1.GetAgentResponse, f clirun.Format) erro
 	l := clirun.Listing{Header: []string{"MITIGATION", "STATE", "RECORDED", "REASON"}, Messages: []proto.Message{r}}
 	for _, rec := range r.GetOutcomes() {
 		x := rec.GetOutcome()
-		l.Rows = append(l.Rows, []string{mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()), when(rec.GetRecordedAt()), x.GetReason()})
+		l.Rows = append(l.Rows, []string{mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()),
+			when(rec.GetRecordedAt()), x.GetReason()})
 	}
 	if f != clirun.Table {
 		return l.Print(w, f)
@@ -178,7 +179,8 @@ func row(r *stopgapv1.OutcomeRecord) []string {
 	if name == "" {
 		name = short(r.GetAgentId())
 	}
-	return []string{name, r.GetOrganisation(), mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()), x.GetCode(), when(r.GetRecordedAt()), x.GetReason()}
+	return []string{name, r.GetOrganisation(), mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()), x.GetCode(),
+		when(r.GetRecordedAt()), x.GetReason()}
 }
 
 var outcomeHeader = []string{"SERVER", "ORGANISATION", "MITIGATION", "STATE", "CODE", "RECORDED", "REASON"}
@@ -205,7 +207,9 @@ func outcomes(o *options) *cobra.Command {
 	return c
 }
 
-func listOutcomes(ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer, f clirun.Format, r *stopgapv1.ListOutcomesRequest) error {
+func listOutcomes(ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer, f clirun.Format,
+	r *stopgapv1.ListOutcomesRequest,
+) error {
 	l := clirun.Listing{Header: outcomeHeader}
 	err := eachOutcome(ctx, c, r, func(r *stopgapv1.ListOutcomesResponse) error {
 		l.Rows, l.Messages = append(l.Rows, row(r.GetRecord())), append(l.Messages, r.GetRecord())

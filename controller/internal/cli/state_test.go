@@ -32,7 +32,8 @@ type records struct {
 }
 
 // ListOutcomes implements FleetServiceClient.
-func (c *controller) ListOutcomes(_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption) (grpc.ServerStreamingClient[stopgapv1.ListOutcomesResponse], error) {
+func (c *controller) ListOutcomes(_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption,
+) (grpc.ServerStreamingClient[stopgapv1.ListOutcomesResponse], error) {
 	st := &records{}
 	for _, rec := range c.has {
 		if len(r.GetStates()) == 0 || slices.Contains(r.GetStates(), rec.GetOutcome().GetState()) {
@@ -74,18 +75,21 @@ func TestOutcomesOfAStateAreListed(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := strings.Split(strings.TrimSpace(b.String()), "\n")
-		if name, state, _ := strings.Cut(want, " "); len(lines) != 2 || !strings.Contains(lines[1], name) || !strings.Contains(lines[1], ","+state+",") {
+		name, state, _ := strings.Cut(want, " ")
+		if len(lines) != 2 || !strings.Contains(lines[1], name) || !strings.Contains(lines[1], ","+state+",") {
 			t.Errorf("--state %s:\n%s", typed, b.String())
 		}
 	}
-	if _, err := parseStates([]string{"partly"}); !errors.Is(err, clirun.ErrUsage) || !strings.Contains(err.Error(), `"partly" is no outcome state`) {
+	_, err := parseStates([]string{"partly"})
+	if !errors.Is(err, clirun.ErrUsage) || !strings.Contains(err.Error(), `"partly" is no outcome state`) {
 		t.Error(err)
 	}
 }
 
 func TestARevertOfWhatIsInForceInPartNamesThoseServersToo(t *testing.T) {
 	t.Parallel()
-	if n, err := countApplied(t.Context(), fleetOf(applied, partial, newer, stopgapv1.OutcomeState_OUTCOME_STATE_FAILED), "M1", 2); n != 2 || err != nil {
+	c := fleetOf(applied, partial, newer, stopgapv1.OutcomeState_OUTCOME_STATE_FAILED)
+	if n, err := countApplied(t.Context(), c, "M1", 2); n != 2 || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 }
@@ -101,7 +105,8 @@ func TestCountsOfStatesAreListedTheWorstFirst(t *testing.T) {
 func TestAServerIsShownWithItsPartialMitigation(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
-	if err := showAgent(&b, &stopgapv1.GetAgentResponse{Agent: &stopgapv1.Agent{Name: "EX01"}, Outcomes: fleetOf(partial).has}, clirun.Table); err != nil {
+	r := &stopgapv1.GetAgentResponse{Agent: &stopgapv1.Agent{Name: "EX01"}, Outcomes: fleetOf(partial).has}
+	if err := showAgent(&b, r, clirun.Table); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"M1@2", "PARTIAL", "GET /owa/auth/x gets through"} {
@@ -114,9 +119,14 @@ func TestAServerIsShownWithItsPartialMitigation(t *testing.T) {
 func TestARolloutListsItsPartialServers(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
-	r := &stopgapv1.GetRolloutResponse{Rollout: &stopgapv1.Rollout{Id: "R7", Phase: "RUNNING", Wave: 1, Waves: 1, Reason: "wave 1 of 1: 2 of 3 servers done"},
-		Members: []*stopgapv1.RolloutMember{{Name: "EX01", Wave: 1, State: "ok"}, {Name: "EX02", Wave: 1, State: "partial", Reason: "GET /x gets through"},
-			{Name: "EX03", Wave: 1, State: "ok"}}}
+	r := &stopgapv1.GetRolloutResponse{
+		Rollout: &stopgapv1.Rollout{Id: "R7", Phase: "RUNNING", Wave: 1, Waves: 1, Reason: "wave 1 of 1: 2 of 3 servers done"},
+		Members: []*stopgapv1.RolloutMember{
+			{Name: "EX01", Wave: 1, State: "ok"},
+			{Name: "EX02", Wave: 1, State: "partial", Reason: "GET /x gets through"},
+			{Name: "EX03", Wave: 1, State: "ok"},
+		},
+	}
 	if err := showRollout(&b, r, clirun.Table); err != nil {
 		t.Fatal(err)
 	}

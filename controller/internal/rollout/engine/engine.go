@@ -721,7 +721,8 @@ func (s *step) next() {
 				other++
 			}
 		}
-		s.phase(Completed, "released to everybody: %d done, %d failed, %d others (declined, not for them, or not connected)%s", ok, bad, other, listed(partial))
+		s.phase(Completed, "released to everybody: %d done, %d failed, %d others (declined, not for them, or not connected)%s",
+			ok, bad, other, listed(partial))
 		return
 	}
 	if r.Strategy.Waves[r.Wave+1].Approval {

@@ -167,7 +167,8 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 					t.Fatalf("%s had it and is forgotten", x.ID)
 				}
 			}
-			if (r.Wave > wave || r.Phase == Completed && phase != Completed || r.Phase == WaitingApproval && phase != WaitingApproval) && e.Verb == Look && !r.Forced {
+			ended := r.Wave > wave || r.Phase != phase && (r.Phase == Completed || r.Phase == WaitingApproval)
+			if ended && e.Verb == Look && !r.Forced {
 				for id, m := range r.Members {
 					if m.Wave == wave && m.Counted && m.State == Partial {
 						t.Fatalf("wave %d ended, and %s is PARTIAL", wave, id)
@@ -215,7 +216,8 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 	})
 }
 
-// TestPartialAloneNeverHaltsNorCompletes: whatever the strategy and however long it lasts, while every server is either as it should be or PARTIAL.
+// TestPartialAloneNeverHaltsNorCompletes has a fleet in which every server does as it is asked, or says PARTIAL: no strategy and no
+// deadline makes a halt or a success of that.
 func TestPartialAloneNeverHaltsNorCompletes(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {

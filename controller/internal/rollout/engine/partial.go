@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A PARTIAL server is in flight no more, and so holds up nobody else of its wave; its wave does not end while it stays PARTIAL; and it is in
-// no count of failures.
+// A PARTIAL server has given its answer, so it is not in flight and holds up nobody else of its wave. Its wave does not end while it
+// stays PARTIAL, and no count of failures includes it.
 
 // partly names a PARTIAL server with its reason.
 func (m *Member) partly() string { return fmt.Sprintf("%s (%s)", m.Name, m.Reason) }
@@ -31,5 +31,6 @@ func (s *step) stuck(since time.Time, status string) {
 		s.phase(Running, "%s; waits for them to be APPLIED", status)
 		return
 	}
-	s.phase(Running, "%s; so for more than %s, and it stays so until they are APPLIED or blocked, or somebody decides (halt, revert, finish-now)", status, deadline)
+	s.phase(Running, "%s; so for more than %s, and it stays so until they are APPLIED or blocked, or somebody decides "+
+		"(halt, revert, finish-now)", status, deadline)
 }
