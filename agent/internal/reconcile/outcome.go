@@ -10,6 +10,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 func dirKey(dir string) string { return strings.ToLower(strings.TrimRight(dir, `\/`)) }
@@ -170,12 +171,10 @@ func cut(s string, n int) string {
 
 func (p *pass) log(o *stopgapv1.Outcome) {
 	l := p.r.cfg.Logger.Info
-	switch o.GetState() {
-	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT:
+	if outcome.Of(o.GetState()).Alarmed() {
 		l = p.r.cfg.Logger.Error
-	default:
 	}
-	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"),
+	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", outcome.Name(o.GetState()),
 		"code", o.GetCode(), "reason", o.GetReason())
 }
 
