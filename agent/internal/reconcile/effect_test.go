@@ -220,3 +220,45 @@ func TestAnotherTeamsApplicationDecidesNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestAPoolIsJudgedByThePoolThatServesTheApplication(t *testing.T) {
+	t.Parallel()
+	const pool = `applicationPool="MSExchangeECPAppPool"`
+	move := func(g *rig, all bool) {
+		g.edit(appHost, "</applicationPools>", `<add name="Custom" /></applicationPools>`)
+		g.edit(appHost, pool, `applicationPool="Custom"`) // the back end's, which stands last
+		if all {
+			g.edit(appHost, pool, `applicationPool="Custom"`)
+		}
+	}
+	t.Run("one of two moved away", func(t *testing.T) {
+		t.Parallel()
+		g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})
+		move(g, false)
+		before := g.snapshot()
+		g.publish("CVE-2021-27065")
+		g.pass()
+		g.expect("CVE-2021-27065", partial, "partial")
+		if r := g.outcome("CVE-2021-27065").GetReason(); !strings.Contains(r, "Exchange Back End/ecp") || !strings.Contains(r, "Custom") {
+			t.Errorf("the reason does not name the application and its pool: %s", r)
+		}
+		g.withdraw(before)
+	})
+	t.Run("all moved away", func(t *testing.T) {
+		t.Parallel()
+		g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})
+		move(g, true)
+		g.publish("CVE-2021-27065")
+		g.pass()
+		g.expect("CVE-2021-27065", failed, "pool-elsewhere")
+	})
+	t.Run("the pool is gone and its applications are not", func(t *testing.T) {
+		t.Parallel()
+		g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})
+		move(g, true)
+		g.edit(appHost, `<add name="MSExchangeECPAppPool"`, `<add name="Renamed"`)
+		g.publish("CVE-2021-27065")
+		g.pass()
+		g.expect("CVE-2021-27065", failed, "pool-elsewhere")
+	})
+}

@@ -15,6 +15,9 @@ import (
 
 func dirKey(dir string) string { return strings.ToLower(strings.TrimRight(dir, `\/`)) }
 
+// codePartial is the code of PARTIAL.
+const codePartial = "partial"
+
 const (
 	maxReason   = 1 << 10
 	maxEvidence = 32
@@ -42,8 +45,8 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 			o.DriftRepairs++
 			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
 		}
-		p.probedOutcome(w, old, o)
 		partly(w, o)
+		p.probedOutcome(w, old, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}
@@ -70,8 +73,12 @@ func partly(w *work, o *stopgapv1.Outcome) {
 	if len(gaps) == 0 {
 		return
 	}
-	o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, "partial"
-	o.Reason = "in effect in part only: " + strings.Join(gaps, "; ")
+	o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, codePartial
+	found := ""
+	if w.foreign {
+		found = " (found in place, put there by somebody else)"
+	}
+	o.Reason = "in effect in part only" + found + ": " + strings.Join(gaps, "; ")
 }
 
 // probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.
@@ -79,7 +86,11 @@ func (p *pass) probedOutcome(w *work, old, o *stopgapv1.Outcome) {
 	o.Evidence = append(o.Evidence, w.probed.evidence...)
 	switch {
 	case w.probed.kept != "":
-		o.Code, o.Reason = codeProbeFailed, "applied, and a probe that passed before fails now; it stays, as its document says: "+w.probed.kept
+		text := "applied, and a probe that passed before fails now; it stays, as its document says: " + w.probed.kept
+		if o.GetCode() == codePartial {
+			text += "; " + o.GetReason()
+		}
+		o.Code, o.Reason = codeProbeFailed, text
 	case !w.touched && old.GetState() == o.GetState() && old.GetRevision() == o.GetRevision() && string(old.GetDocumentSha256()) == string(o.GetDocumentSha256()):
 		o.Proof = old.GetProof()
 	case w.probed.unproven != "":
