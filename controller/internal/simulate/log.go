@@ -119,9 +119,6 @@ func (f *fields) parseLine(line []byte, cols [][]byte) (e entry, rest [][]byte, 
 	if e.client == "" {
 		e.client = value(cols, f.client)
 	}
-	if first, _, many := strings.Cut(e.client, ","); many {
-		e.client = first
-	}
 	for i, name := range f.other {
 		if v := value(cols, i); v != "" {
 			if e.other == nil {
@@ -192,4 +189,16 @@ func (f *fields) unknown(name string) bool {
 		}
 	}
 	return true // REQUEST_FILENAME and whatever else a log can't know
+}
+
+// isNumber says whether a value is a number, of any size.
+func isNumber(v []byte) bool { return len(v) > 0 && only(v, "0123456789") }
+
+func only(v []byte, set string) bool {
+	for _, c := range v {
+		if strings.IndexByte(set, c) < 0 {
+			return false
+		}
+	}
+	return true
 }

@@ -3,59 +3,14 @@ package simulate
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
-	"sort"
 	"strings"
 )
 
-// Bounds on what a report remembers: of more different values than this the rest is counted together.
+// Bounds on the requests that a report shows.
 const (
-	maxKinds   = 2000
 	maxSamples = 3
 	maxText    = 300
-	others     = "(others)"
 )
-
-// Tally counts by name, bounded.
-type Tally map[string]int64
-
-func (t Tally) add(k string, n int64) {
-	if _, ok := t[k]; !ok && len(t) >= maxKinds {
-		k = others
-	}
-	t[k] += n
-}
-
-// Count is one line of a tally.
-type Count struct {
-	Name  string `json:"name"`
-	Count int64  `json:"count"`
-}
-
-// Top gives the largest n, the rest of them together last.
-func (t Tally) Top(n int) []Count {
-	var out []Count
-	rest := t[others]
-	for k, c := range t {
-		if k != others {
-			out = append(out, Count{k, c})
-		}
-	}
-	sort.Slice(out, func(i, j int) bool {
-		if out[i].Count != out[j].Count {
-			return out[i].Count > out[j].Count
-		}
-		return out[i].Name < out[j].Name
-	})
-	for len(out) > n {
-		rest += out[len(out)-1].Count
-		out = out[:len(out)-1]
-	}
-	if rest > 0 {
-		out = append(out, Count{others, rest})
-	}
-	return out
-}
 
 // RuleReport is what one rule would have done.
 type RuleReport struct {
@@ -152,24 +107,6 @@ func (r *RuleReport) hit(v verdict, e entry) {
 }
 
 func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
-
-// network is a client's /24 or /48.
-func network(client string) string {
-	a, err := netip.ParseAddr(client)
-	if err != nil {
-		return "unknown"
-	}
-	a = a.Unmap().WithZone("")
-	bits := 24
-	if a.Is6() {
-		bits = 48
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return "unknown"
-	}
-	return p.String()
-}
 
 func (r *Report) merge(o *Report) {
 	r.Requests += o.Requests
