@@ -88,7 +88,7 @@ func (s *Simulation) touches(x Sample) bool {
 		for k, v := range x.Headers {
 			req.Header.Set(k, v)
 		}
-		if v := s.rules[i].judge(req); v == blocked || v == changed {
+		if v, _ := s.rules[i].judge(req); v.hit() && below(path, s.rules[i].base) {
 			return true
 		}
 	}

@@ -84,7 +84,8 @@ func TestLogsOfAnyFieldOrderPackedOrNotAreJudgedAndWhatCannotBeIsSaid(t *testing
 		t.Fatal(err)
 	}
 	m1 := r.Rules[0]
-	if r.Requests != 5 || r.Unreadable != 2 || m1.Blocked != 2 || m1.Unjudged != 0 {
+	// Two of the four have their words in text that Exchange may have appended.
+	if r.Requests != 5 || r.Unreadable != 2 || m1.Blocked != 4 || m1.Depends != 2 || m1.Unjudged != 0 {
 		t.Errorf("%+v %+v", r, m1)
 	}
 	if m1.Networks["192.0.2.0/24"] != 1 || m1.Networks["203.0.113.0/24"] != 1 || m1.Endpoints["/autodiscover"] != 2 {
@@ -135,26 +136,6 @@ func TestAMillionDifferentValuesAreCountedInBoundedMemory(t *testing.T) {
 	if len(ta) > maxKinds+1 || sum != 100_000 {
 		t.Errorf("%d kinds, %d in all", len(ta), sum)
 	}
-}
-
-func FuzzLog(f *testing.F) {
-	f.Add([]byte(head + line("GET", "/autodiscover/autodiscover.json", exploit, "192.0.2.7")))
-	f.Add([]byte("#Fields: cs-uri-stem\n/%zz\n"))
-	s := sim(f, "M1")
-	dir := f.TempDir()
-	f.Fuzz(func(t *testing.T, data []byte) {
-		p := filepath.Join(dir, "x.log")
-		if err := os.WriteFile(p, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		r, err := s.Logs(t.Context(), []string{p}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Requests+r.Unreadable > int64(bytes.Count(data, []byte("\n"))+1) {
-			t.Fatal("more requests than lines")
-		}
-	})
 }
 
 // million is a log of ordinary requests.
