@@ -31,7 +31,16 @@ that text; a request that is blocked only one way counts as blocked, and is show
 
 The client is the first name in X-Forwarded-For, where that is logged. Requests without a verdict are counted apart, by reason: the log
 lacks a field, a pattern exceeds its budget, a value is too long, or IIS would answer 500.50. A rule whose <match> matches no request
-for its own path is reported as doing nothing.`
+for its own path is reported as doing nothing.
+
+--requests reads a JSON file:
+
+  {"exploit":    [{"id": "x1", "cve": "CVE-2022-41040", "path_and_query": "/autodiscover/autodiscover.json?@a.example/powershell"}],
+   "legitimate": [{"id": "l1", "method": "POST", "path_and_query": "/EWS/Exchange.asmx", "headers": {"User-Agent": "Outlook"}}]}
+
+Keys of a request: id, cve, method (GET), scheme (https), host, path_and_query (as the client sends it; must be there), headers. An
+exploit without a cve counts for every mitigation, one of another CVE for none. Notes for people may be in: notes, source. Keys that are
+not known are refused. The exit status is 1 when an exploit is missed, a legitimate request is blocked or changed, or there is no verdict.`
 
 func simulation(o *options) *cobra.Command {
 	var logs, requests string
@@ -69,7 +78,7 @@ func simulation(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&logs, "iis-logs", "", "pattern of IIS log files, .gz too (quote it)")
-	c.Flags().StringVar(&requests, "requests", "", "JSON file of exploit and legitimate requests")
+	c.Flags().StringVar(&requests, "requests", "", "JSON file of exploit and legitimate requests (its format is above)")
 	return c
 }
 
@@ -85,16 +94,34 @@ func samples(w io.Writer, f clirun.Format, s *simulate.Simulation, name string, 
 	}
 	score := s.Samples(all, cves)
 	if f == clirun.JSON {
-		return json.NewEncoder(w).Encode(score)
+		if err := json.NewEncoder(w).Encode(score); err != nil {
+			return err
+		}
+	} else {
+		printScore(w, score)
 	}
+	if !score.Good() {
+		return fmt.Errorf("%s: %d exploits missed, %d false positives, %d samples without a verdict",
+			name, len(score.Missed), len(score.FalsePositives), len(score.NoVerdict))
+	}
+	return nil
+}
+
+func printScore(w io.Writer, score simulate.Score) {
 	for _, x := range []struct {
 		what string
 		ids  []string
-	}{{"caught", score.Caught}, {"MISSED", score.Missed}, {"FALSE POSITIVES", score.FalsePositives}, {"exploits of other CVEs also blocked", score.Others}} {
-		fmt.Fprintf(w, "%s: %d %s\n", x.what, len(x.ids), clirun.Printable(strings.Join(x.ids, " ")))
+	}{{"caught", score.Caught}, {"MISSED", score.Missed}, {"FALSE POSITIVES", score.FalsePositives}, {"NO VERDICT", score.NoVerdict},
+		{"exploits of other CVEs also blocked", score.Others}} {
+		fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("%s: %d %s", x.what, len(x.ids), clirun.Printable(strings.Join(x.ids, " ")))))
 	}
 	fmt.Fprintf(w, "legitimate requests tried: %d\n", score.Legitimate)
-	return nil
+	if score.NotCounted > 0 {
+		fmt.Fprintf(w, "exploits of other CVEs, which do not count: %d\n", score.NotCounted)
+	}
+	if len(score.Caught)+len(score.Missed)+len(score.NoVerdict) == 0 {
+		fmt.Fprintln(w, "no exploit was tried: the file has none of this mitigation's CVEs, and none without a CVE")
+	}
 }
 
 func overLogs(ctx context.Context, w io.Writer, f clirun.Format, s *simulate.Simulation, pattern string) error {

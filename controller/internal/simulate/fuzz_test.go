@@ -105,3 +105,19 @@ func FuzzColumns(f *testing.F) {
 		}
 	})
 }
+
+func FuzzSamples(f *testing.F) {
+	f.Add([]byte(`{"exploit": [{"path_and_query": "/a?b"}], "legitimate": [{"id": "x", "headers": {"A": "b"}, "path_and_query": "/"}]}`))
+	f.Add([]byte(`{"exploit": [{"url": "/a"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := ReadSamples(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		for _, x := range append(s.Exploit, s.Legitimate...) {
+			if x.ID == "" || !strings.HasPrefix(x.PathAndQuery, "/") {
+				t.Fatalf("%+v", x)
+			}
+		}
+	})
+}

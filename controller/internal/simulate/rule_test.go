@@ -91,6 +91,10 @@ func TestAPatternThatExceedsItsBudgetIsAVerdictOfItsOwn(t *testing.T) {
 	if !strings.Contains(v, "1 without a verdict: the pattern exceeds its budget") || strings.Contains(v, "the log lacks") {
 		t.Error(v)
 	}
+	score := s.Samples(Samples{Exploit: []Sample{{ID: "x1", PathAndQuery: "/x?" + strings.Repeat("a", 100) + "!"}}}, nil)
+	if len(score.NoVerdict) != 1 || score.NoVerdict[0] != "x1: the pattern exceeds its budget" || score.Good() {
+		t.Errorf("%+v", score)
+	}
 }
 
 func TestARuleThatExceedsItsBudgetTooOftenIsNoLongerEvaluated(t *testing.T) {
