@@ -150,7 +150,8 @@ func overLogs(ctx context.Context, w io.Writer, f clirun.Format, s *simulate.Sim
 		return json.NewEncoder(w).Encode(report)
 	}
 	took := time.Since(began).Seconds()
-	fmt.Fprintf(w, "%d requests of %d files in %.1f s (%.0f a second); %d lines were no requests\n", report.Requests, report.Files, took, float64(report.Requests)/took, report.Unreadable)
+	fmt.Fprintf(w, "%d requests of %d files in %.1f s (%.0f a second); %d lines were no requests\n",
+		report.Requests, report.Files, took, float64(report.Requests)/took, report.Unreadable)
 	printProblems(w, report)
 	for _, r := range report.Rules {
 		printRule(w, r, report.Requests)

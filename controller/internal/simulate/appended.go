@@ -15,7 +15,7 @@ var appendedNames = map[string]bool{
 	"prfavlcnt": true, "prfavlltncy": true,
 }
 
-// joined is what Exchange appends without an ampersand, behind whatever is there.
+// joined are names that Exchange appends without an ampersand, directly behind the query.
 var joined = []string{"SoapAction=", "MailboxRPCRequests="}
 
 // maxEnds bounds at how many places the client's query may end. Exchange appends about a dozen parameters; of more, the first

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// What stands for a client whose network is not known.
+// Names for clients whose network is not known.
 const (
 	unknownNetwork    = "unknown"
 	obfuscatedNetwork = "obfuscated (a proxy hides the address)"

@@ -8,7 +8,7 @@ import (
 // maxSurplus bounds the search for the columns that blanks in more than one value, or in another than the query, have torn apart.
 const maxSurplus = 128
 
-// impossible is the cost of what cannot be; costs that can be stay far below it.
+// impossible is the cost of an assignment that is not allowed; all other costs stay far below it.
 const impossible = 1 << 20
 
 // span is a column's place in its line.
@@ -64,7 +64,7 @@ func (s *splitter) blanks(line []byte, sep byte) {
 }
 
 // quoted splits a line at the separators that are not inside quotes. A value ends at the first quote that a separator or the
-// end of the line follows; two quotes stand for one.
+// end of the line follows; two quotes are one quote of the value.
 func (s *splitter) quoted(line []byte, sep byte) {
 	s.cols = s.cols[:0]
 	at := 0
@@ -131,7 +131,8 @@ func (s *splitter) fit(line []byte) ([]span, string) {
 	if got-n <= maxSurplus && s.place(line) {
 		return s.cols, ""
 	}
-	return nil, fmt.Sprintf("it has %d columns, #Fields names %d, and the columns around the query do not say which of them belong together", got, n)
+	return nil, fmt.Sprintf("it has %d columns, #Fields names %d, and the columns around the query do not say which of them belong together",
+		got, n)
 }
 
 // around says whether the columns fit their kinds if the query takes all that are too many.
@@ -148,7 +149,7 @@ func (s *splitter) around(line []byte, query, surplus int) bool {
 	return true
 }
 
-// What it costs to give a column one more piece of the line.
+// The cost of giving a column one more piece of the line.
 const (
 	costQuery = 1
 	costText  = 3

@@ -136,7 +136,8 @@ func TestOfManyProblemsTheFirstAreNamedAndAllAreCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Unreadable != 120_000 || r.Requests != 120_000 || len(r.DamagedLines) != maxNamedLines || r.DamagedFiles != 60 || len(r.Unread) != maxNamedFiles {
+	if r.Unreadable != 120_000 || r.Requests != 120_000 || len(r.DamagedLines) != maxNamedLines ||
+		r.DamagedFiles != 60 || len(r.Unread) != maxNamedFiles {
 		t.Fatalf("%d %d %d %d %d", r.Unreadable, r.Requests, len(r.DamagedLines), r.DamagedFiles, len(r.Unread))
 	}
 	for i, p := range r.DamagedLines {

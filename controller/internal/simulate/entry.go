@@ -8,7 +8,8 @@ import (
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 )
 
-// entry is one request of a log, and how the rules see it. It is used again for the next line: what outlives a line is copied.
+// entry is one request of a log, in the form in which rules are evaluated on it. It is reused for the next line: a text that must
+// outlive the line is copied.
 type entry struct {
 	f      *fields
 	line   string
@@ -17,7 +18,7 @@ type entry struct {
 	req    urlrewrite.Request
 	// headers says that req.Header is filled: only if a rule asks for one, since hardly any request gets that far.
 	headers bool
-	// queryAsked says that a rule asked for something that holds the query.
+	// queryAsked says that a rule read a variable that contains the query.
 	queryAsked bool
 }
 
@@ -81,8 +82,8 @@ func (e *entry) client() string {
 	return e.value(e.f.client)
 }
 
-// unknown says whether the log does not have what a server variable is. The rules ask it before they read a variable, so that it
-// also notes what they ask for, and fills in the headers.
+// unknown says whether the log lacks the value of a server variable. It is called before a rule reads a variable, so it also
+// notes whether the query was read, and fills in the headers.
 func (e *entry) unknown(name string) bool {
 	f := e.f
 	switch name {

@@ -12,7 +12,7 @@ const (
 	maxColumns = 128
 )
 
-// kind is what a column holds, as far as its values can be told from those of other columns.
+// kind is the kind of values in a column, as far as they can be told from those of other columns.
 type kind uint8
 
 const (
@@ -28,7 +28,7 @@ const (
 	protocol
 )
 
-// fields is where in a line each value is, from the `#Fields:` line; -1: the log does not have it.
+// fields says where in a line each value is, from the `#Fields:` line. -1 means that the log does not have it.
 type fields struct {
 	kinds []kind
 	// format is the kind of log, from `#Software:` and the names of the fields.
@@ -61,7 +61,8 @@ func formatOf(software []byte) format {
 }
 
 func noFields() fields {
-	return fields{method: -1, stem: -1, query: -1, client: -1, forwarded: -1, host: -1, port: -1, agent: -1, cookie: -1, referer: -1, status: -1}
+	return fields{method: -1, stem: -1, query: -1, client: -1, forwarded: -1, host: -1, port: -1,
+		agent: -1, cookie: -1, referer: -1, status: -1}
 }
 
 func (f *fields) count() int { return len(f.kinds) }
@@ -112,7 +113,7 @@ func parseFields(line []byte) fields {
 	return f
 }
 
-// kindOf says what a column of that name, in lower case, holds.
+// kindOf returns the kind of a column of that name, which is in lower case.
 func kindOf(name string) kind {
 	switch name {
 	case "date", "date-local", "date-utc":

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-const advancedHead = "#Software: IIS Advanced Logging Module\n#Version: 1.0\n#Fields:  date-local time-local s-ip cs-method cs-uri-stem cs-uri-query " +
+const advancedHead = "#Software: IIS Advanced Logging Module\n#Version: 1.0\n" +
+	"#Fields:  date-local time-local s-ip cs-method cs-uri-stem cs-uri-query " +
 	"s-port cs-username c-ip cs(User-Agent) cs(Referer) cs(Host) sc-status sc-substatus sc-win32-status TimeTakenMS\n"
 
 // words are those that M1 looks for, as a query.
@@ -65,9 +66,11 @@ func TestThatPatternsWhichLookForTheEndOfTheQueryAreTriedWithEachEndItMayHave(t 
 		"the end is the query's":            {`<add input="{QUERY_STRING}" pattern="=evil$"/>`, false, "a=evil", 1, 0},
 		"what must not be there":            {`<add input="{QUERY_STRING}" pattern="allowed" negate="true"/>`, false, "a=1&ActID=allowed", 1, 1},
 		"a negative look-ahead":             {`<add input="{REQUEST_URI}" pattern="^(?!.*allowed)"/>`, false, "a=1&ActID=allowed", 1, 1},
-		"a capture of another condition":    {`<add input="{QUERY_STRING}" pattern="a=(.*)"/><add input="{C:1}" pattern="1"/>`, false, "a=1&ActID=2", 1, 0},
-		"one condition of two":              {`<add input="{HTTP_HOST}" pattern="^$"/><add input="{ToLower:{REQUEST_URI}}" pattern="evil"/>`, true, "a=1&ActID=evil", 0, 0},
-		"nothing about the query":           {`<add input="{URL}" pattern="x$"/>`, true, "a=1&ActID=2", 1, 0},
+		"a capture of another condition": {`<add input="{QUERY_STRING}" pattern="a=(.*)"/><add input="{C:1}" pattern="1"/>`,
+			false, "a=1&ActID=2", 1, 0},
+		"one condition of two": {`<add input="{HTTP_HOST}" pattern="^$"/><add input="{ToLower:{REQUEST_URI}}" pattern="evil"/>`,
+			true, "a=1&ActID=evil", 0, 0},
+		"nothing about the query": {`<add input="{URL}" pattern="x$"/>`, true, "a=1&ActID=2", 1, 0},
 	} {
 		s := ruled(t, "/", `<rule name="r"><match url=".*"/><conditions>`+c.condition+`</conditions><action type="AbortRequest"/></rule>`)
 		r, err := s.Logs(t.Context(), []string{write(t, "u_ex1.log", head+line("GET", "/x", c.query, "192.0.2.7"))}, nil)
@@ -82,7 +85,8 @@ func TestThatPatternsWhichLookForTheEndOfTheQueryAreTriedWithEachEndItMayHave(t 
 
 func TestColumnsTornApartByBlanksAreFoundFromThoseAroundThem(t *testing.T) {
 	t.Parallel()
-	const f = "#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username c-ip cs(User-Agent) cs(Referer) sc-status time-taken X-Forwarded-For\n"
+	const f = "#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query " +
+		"s-port cs-username c-ip cs(User-Agent) cs(Referer) sc-status time-taken X-Forwarded-For\n"
 	const before, url = "2026-11-20 08:00:01 192.0.2.1 GET ", "/autodiscover/autodiscover.json "
 	for name, x := range map[string]string{
 		"none":                        words + " 443 - 192.0.2.7 Agent - 200 1 203.0.113.9",
@@ -128,13 +132,16 @@ func TestFieldsMayChangeInsideOfAFile(t *testing.T) {
 
 func TestAdvancedLoggingIsReadWithItsQuotesAndTabs(t *testing.T) {
 	t.Parallel()
-	blanks := `2026-11-20 08:00:01.1 - GET /autodiscover/x ` + words + `&ActID=1; "a b; 443 - "192.0.2.7" "Agent (X; Y)" "http://a.example/?b c" "mail.example" 200 0 0 1` + "\n"
-	tabs := strings.Join([]string{"2026-11-20", "08:00:01.1", "-", "GET", "/autodiscover/x", words, "443", "-", `"192.0.2.7"`, `"Agent (X; Y)"`, "-", `"mail.example"`, "200", "0", "0", "1"}, "\t") + "\n"
+	blanks := `2026-11-20 08:00:01.1 - GET /autodiscover/x ` + words +
+		`&ActID=1; "a b; 443 - "192.0.2.7" "Agent (X; Y)" "http://a.example/?b c" "mail.example" 200 0 0 1` + "\n"
+	tabs := strings.Join([]string{"2026-11-20", "08:00:01.1", "-", "GET", "/autodiscover/x", words,
+		"443", "-", `"192.0.2.7"`, `"Agent (X; Y)"`, "-", `"mail.example"`, "200", "0", "0", "1"}, "\t") + "\n"
 	half := `2026-11-20 08:00:01.1 - GET /autodiscover/x ` + words + ` 443 - "192.0.2.7" "Agent (X` + "\n"
 	for name, head := range map[string]string{
-		"named by #Software":       advancedHead,
-		"named by its fields":      advancedHead[strings.Index(advancedHead, "#Fields"):],
-		"named by nothing but use": strings.NewReplacer("date-local time-local", "date time", "TimeTakenMS", "time-taken").Replace(advancedHead[strings.Index(advancedHead, "#Fields"):]),
+		"named by #Software":  advancedHead,
+		"named by its fields": advancedHead[strings.Index(advancedHead, "#Fields"):],
+		"named by nothing but use": strings.NewReplacer("date-local time-local", "date time", "TimeTakenMS", "time-taken").
+			Replace(advancedHead[strings.Index(advancedHead, "#Fields"):]),
 	} {
 		text := head + tabs + half
 		if strings.Contains(head, "TimeTakenMS") {
@@ -143,7 +150,8 @@ func TestAdvancedLoggingIsReadWithItsQuotesAndTabs(t *testing.T) {
 			text += strings.Replace(blanks, `&ActID=1; "a b;`, "", 1)
 		}
 		r := play(t, text)
-		if m1 := r.Rules[0]; r.Requests != 2 || r.Unreadable != 1 || m1.Blocked != 2 || m1.Agents["Agent (X; Y)"] != 2 || m1.Networks["192.0.2.0/24"] != 2 {
+		if m1 := r.Rules[0]; r.Requests != 2 || r.Unreadable != 1 || m1.Blocked != 2 ||
+			m1.Agents["Agent (X; Y)"] != 2 || m1.Networks["192.0.2.0/24"] != 2 {
 			t.Errorf("%s: %+v %+v", name, r, m1)
 		}
 	}
@@ -153,10 +161,12 @@ func TestHeadersOfTheLogAreWhatTheRulesSee(t *testing.T) {
 	t.Parallel()
 	s := ruled(t, "/", `<rule name="r"><match url=".*"/><conditions>`+
 		`<add input="{HTTP_X_FORWARDED_FOR}" pattern="^203\.0\.113\.9, 10\.0\.0\.1$"/><add input="{REMOTE_ADDR}" pattern="^192\.0\.2\.7$"/>`+
-		`<add input="{HTTP_USER_AGENT}" pattern="^An Agent$"/><add input="{HTTP_HOST}" pattern="^mail\.example$"/><add input="{HTTP_ACCEPT}" pattern="^x$"/>`+
+		`<add input="{HTTP_USER_AGENT}" pattern="^An Agent$"/>`+
+		`<add input="{HTTP_HOST}" pattern="^mail\.example$"/><add input="{HTTP_ACCEPT}" pattern="^x$"/>`+
 		`</conditions><action type="AbortRequest"/></rule>`)
-	r, err := s.Logs(t.Context(), []string{write(t, "u_ex1.log", "#Fields: cs-uri-stem c-ip X-Forwarded-For cs(User-Agent) cs(Host) cs(Accept)\n"+
-		"/a 192.0.2.7 203.0.113.9,+10.0.0.1 An+Agent mail.example x\n")}, nil)
+	r, err := s.Logs(t.Context(), []string{write(t, "u_ex1.log",
+		"#Fields: cs-uri-stem c-ip X-Forwarded-For cs(User-Agent) cs(Host) cs(Accept)\n"+
+			"/a 192.0.2.7 203.0.113.9,+10.0.0.1 An+Agent mail.example x\n")}, nil)
 	if err != nil || r.Rules[0].Blocked != 1 {
 		t.Errorf("%+v %v", r.Rules[0], err)
 	}

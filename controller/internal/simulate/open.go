@@ -30,8 +30,8 @@ var (
 // peekBytes is enough for every mark.
 const peekBytes = 8
 
-// open gives a log's text: unpacked, in UTF-8 or in IIS's own code page. What is lost while it is read is added to lost. packed
-// says that the file's name promises gzip: then a damaged beginning does not make it text.
+// open returns a log's text: unpacked, in UTF-8 or in IIS's own code page. Problems that occur while it is read are added to lost.
+// packed says that the file's name promises gzip: then it is not taken for text because its first bytes are damaged.
 func open(ctx context.Context, file io.Reader, packed bool, lost *lost) (io.Reader, error) {
 	in := bufio.NewReaderSize(within{ctx, file}, maxLine)
 	first, _ := in.Peek(peekBytes)
@@ -184,7 +184,7 @@ func (m *members) Read(p []byte) (int, error) {
 			if ended := m.damaged(err); ended != nil {
 				return 0, ended
 			}
-			p[0] = '\n' // what the next member begins with is another line
+			p[0] = '\n' // the next member begins with another line
 			return 1, nil
 		}
 	}
@@ -197,7 +197,7 @@ func (m *members) damaged(err error) error {
 	if _, ended := m.in.Peek(1); ended != nil && !errors.Is(ended, io.EOF) {
 		return ended
 	}
-	m.lost.add("the archive is damaged (%v), %d bytes of text after its beginning; what stands before it, and later members, were read", err, m.plain)
+	m.lost.add("the archive is damaged (%v) after %d bytes of text; the text before that and later members were read", err, m.plain)
 	return nil
 }
 

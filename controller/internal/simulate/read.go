@@ -14,7 +14,7 @@ import (
 // blockBytes is how much a worker gets at a time.
 const blockBytes = 1 << 20
 
-// regular gives a file's size, or says why it can't be read as a log. What is not a regular file might never end.
+// regular returns a file's size, or says why it can't be read as a log. A pipe or a device is refused because it might never end.
 func regular(name string) (size int64, why string) {
 	st, err := os.Stat(name)
 	switch {
@@ -54,7 +54,7 @@ type reader struct {
 	lost  lost
 }
 
-// lost is what was lost of a file: the first of its problems, and how many followed.
+// lost collects the problems of one file: the text of the first one, and the number of the others.
 type lost struct {
 	first string
 	more  int
@@ -128,7 +128,7 @@ func (r *reader) read(in io.Reader) error {
 			}
 		} else if !r.named && len(bytes.TrimSpace(line)) > 0 {
 			r.named = true
-			r.lost.add("line %d: no #Fields line stands before it: this is no W3C extended log, or its beginning is missing", r.line)
+			r.lost.add("line %d: there is no #Fields line before it: this is no W3C extended log, or its beginning is missing", r.line)
 		}
 		if r.buf = append(r.buf, line...); len(r.buf) >= blockBytes {
 			if ferr := r.flush(r.line + 1); ferr != nil {
@@ -147,8 +147,8 @@ func (r *reader) read(in io.Reader) error {
 	}
 }
 
-// next reads a line with its end. A line that is too long is replaced; zero bytes before it are not part of it: they are what is
-// left of a part of the disk that was never written.
+// next reads a line with its end. A line that is too long is replaced. Zero bytes before a line do not count: they come from a
+// part of the disk that was never written.
 func next(in *bufio.Reader) ([]byte, error) {
 	line, err := in.ReadSlice('\n')
 	if !errors.Is(err, bufio.ErrBufferFull) {
@@ -165,7 +165,7 @@ func next(in *bufio.Reader) ([]byte, error) {
 	return []byte(overlong + "\n"), err
 }
 
-// directive reads a line that begins with a number sign. Before the fields change, the lines before it are given away.
+// directive reads a line that begins with a number sign. Before the fields change, the lines before it are handed to a worker.
 func (r *reader) directive(line []byte) error {
 	name, value, _ := bytes.Cut(line, []byte(":"))
 	isFields := bytes.EqualFold(name, []byte("#Fields"))
@@ -193,8 +193,8 @@ func (r *reader) directive(line []byte) error {
 	return nil
 }
 
-// behindZeros is what is behind the zero bytes that a line begins with: they are a part of the disk that was never written. A
-// line of zero bytes alone, and the mark of one that is too long, stay as they are.
+// behindZeros removes the zero bytes at the beginning of a line: they are a part of the disk that was never written. A line of
+// zero bytes alone, and the mark of a line that is too long, are returned unchanged.
 func behindZeros(line []byte) []byte {
 	rest := bytes.TrimPrefix(bytes.TrimLeft(line, "\x00"), byteOrderMark)
 	if len(bytes.TrimSpace(rest)) == 0 || string(line) == overlong+"\n" {
@@ -203,7 +203,7 @@ func behindZeros(line []byte) []byte {
 	return rest
 }
 
-// flush gives the lines that were read to a worker. next is the number of the line that is read next.
+// flush hands the lines that were read to a worker. next is the number of the line that is read next.
 func (r *reader) flush(next int64) error {
 	if len(r.buf) > 0 {
 		b := r.cur

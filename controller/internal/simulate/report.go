@@ -119,7 +119,7 @@ func (r *RuleReport) hit(depends bool, e *entry) {
 	}
 }
 
-// clip copies the beginning of a text: what a report keeps of a line must not keep the line.
+// clip copies the beginning of a text, so that a report does not keep whole lines in memory.
 func clip(s string) string { return strings.Clone(strings.ToValidUTF8(s[:min(len(s), maxText)], "?")) }
 
 func (r *Report) merge(o *Report) {
@@ -148,7 +148,7 @@ func (r *RuleReport) merge(x *RuleReport) {
 	}
 }
 
-// finish decides what can only be said when everything was read.
+// finish computes the results that depend on all requests.
 func (r *Report) finish() {
 	r.sortProblems()
 	for _, x := range r.Rules {
@@ -161,7 +161,8 @@ func (r *RuleReport) Verdict(requests int64) string {
 	what := fmt.Sprintf("would have touched none of %d requests", requests)
 	switch n := r.Blocked + r.Changed; {
 	case n > 0:
-		what = fmt.Sprintf("would have blocked %d and changed %d of %d requests (%.4g %%)", r.Blocked, r.Changed, requests, 100*float64(n)/float64(max(requests, 1)))
+		what = fmt.Sprintf("would have blocked %d and changed %d of %d requests (%.4g %%)",
+			r.Blocked, r.Changed, requests, 100*float64(n)/float64(max(requests, 1)))
 	case r.Disabled:
 		what += `; this rule does nothing: it has enabled="false"`
 	case r.Nothing:
@@ -178,7 +179,8 @@ func (r *RuleReport) Verdict(requests int64) string {
 		what += fmt.Sprintf("; %d of these depend on text that Exchange may have appended to the query", r.Depends)
 	}
 	if r.Unjudged > 0 {
-		what += fmt.Sprintf("; %d could not be judged: the log lacks what the rule asks for (cookies, say), so nothing is said about them", r.Unjudged)
+		what += fmt.Sprintf("; %d could not be judged: the log lacks what the rule asks for (cookies, say), so nothing is said about them",
+			r.Unjudged)
 	}
 	if r.OverBudget > 0 {
 		what += fmt.Sprintf("; %d without a verdict: the pattern exceeds its budget", r.OverBudget)

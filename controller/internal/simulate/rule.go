@@ -19,18 +19,19 @@ type rule struct {
 	traits
 }
 
-// traits are what the text of a rule says about how it is to be evaluated.
+// traits are properties of a rule's text that decide how it is evaluated.
 type traits struct {
-	// match is the rule's <match> alone: it aborts what the rule's conditions would be asked about. nil: there is no <match>.
+	// match is the rule's <match> alone: it aborts the requests for which the rule's conditions would be evaluated. It is nil where
+	// there is no <match> with a url.
 	match *urlrewrite.Ruleset
 	// disabled is enabled="false".
 	disabled bool
-	// growing says that a longer query can only add to what the rule matches: no pattern looks for the end of its input, or for
-	// what is not there. If such a rule does not match the whole query it matches no beginning of it.
+	// growing says that the rule also matches every longer query: no pattern looks for the end of its input, or for text that must
+	// be absent. If such a rule does not match the whole query, it matches no beginning of it.
 	growing bool
 }
 
-// readTraits reads them from the rules of a document, by name. EachInbound has accepted the same fragment.
+// readTraits returns the traits of a document's rules, by name. EachInbound has accepted the same fragment.
 func readTraits(fragment []byte) (map[string]traits, error) {
 	doc, err := xmldoc.ParseFragment(fragment)
 	if err != nil {
@@ -57,12 +58,14 @@ func readTraits(fragment []byte) (map[string]traits, error) {
 
 func isTrue(e *xmldoc.Element, attr, want string) bool { return strings.EqualFold(e.Attr(attr), want) }
 
+const queryVariables = `(QUERY_STRING|REQUEST_URI|UNENCODED_URL|HTTP_URL|HTTP_X_ORIGINAL_URL)`
+
 var (
 	// holdsQuery finds the server variables that hold the query.
-	holdsQuery = regexp.MustCompile(`(?i)\{(QUERY_STRING|REQUEST_URI|UNENCODED_URL|HTTP_URL|HTTP_X_ORIGINAL_URL)\}`)
+	holdsQuery = regexp.MustCompile(`(?i)\{` + queryVariables + `\}`)
 	// queryLast is an input that ends with the query, and changes no character of it because of another.
-	queryLast = regexp.MustCompile(`(?i)^[^{}]*(\{(UrlDecode|UrlEncode|ToLower):)*\{(QUERY_STRING|REQUEST_URI|UNENCODED_URL|HTTP_URL|HTTP_X_ORIGINAL_URL)\}+$`)
-	// looksAtEnd finds what makes a pattern depend on what is behind its match, or not there.
+	queryLast = regexp.MustCompile(`(?i)^[^{}]*(\{(UrlDecode|UrlEncode|ToLower):)*\{` + queryVariables + `\}+$`)
+	// looksAtEnd finds the parts of a pattern that depend on the text behind the match, or on its absence.
 	looksAtEnd = regexp.MustCompile(`\$|\(\?!|\\[bB]`)
 	// derived finds inputs that are taken from an earlier condition, or from a map.
 	derived = regexp.MustCompile(`(?i)\{C:|\{[^{}:]+:`)
@@ -70,7 +73,7 @@ var (
 	function = regexp.MustCompile(`(?i)\{(UrlDecode|UrlEncode|ToLower):`)
 )
 
-// growing decides what traits.growing says. Where it is in doubt the answer is no, which only costs time.
+// growing computes traits.growing. In doubt it returns false, which costs time and changes no verdict.
 func growing(rule *xmldoc.Element) bool {
 	conditions := rule.Child("conditions")
 	if conditions == nil {

@@ -34,7 +34,8 @@ func TestARuleWhoseMatchMatchesNothingIsReportedAsDoingNothing(t *testing.T) {
 		nothing                 bool
 		says                    string
 	}{
-		"the url as seen from the site":       {"/EWS", `<match url="^ews/exchange\.asmx"/>`, "", true, "matched none of the 5 requests for its own path: this rule does nothing"},
+		"the url as seen from the site": {"/EWS", `<match url="^ews/exchange\.asmx"/>`, "", true,
+			"matched none of the 5 requests for its own path: this rule does nothing"},
 		"the url as seen from its own place":  {"/EWS", `<match url="^exchange\.asmx"/>`, never, false, "would have touched none of 6 requests"},
 		"a leading slash":                     {"/", `<match url="^/EWS"/>`, "", true, "this rule does nothing"},
 		"a negated match":                     {"/EWS", `<match url="^exchange" negate="true"/>`, "", true, "this rule does nothing"},
@@ -54,8 +55,9 @@ func TestARuleWhoseMatchMatchesNothingIsReportedAsDoingNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		if x := r.Rules[0]; x.Nothing != c.nothing || !strings.Contains(x.Verdict(r.Requests), c.says) || strings.Contains(x.Verdict(r.Requests), "does nothing") != c.nothing {
-			t.Errorf("%s: %s", name, x.Verdict(r.Requests))
+		v := r.Rules[0].Verdict(r.Requests)
+		if r.Rules[0].Nothing != c.nothing || !strings.Contains(v, c.says) || strings.Contains(v, "does nothing") != c.nothing {
+			t.Errorf("%s: %s", name, v)
 		}
 	}
 }
@@ -64,7 +66,8 @@ func TestARuleWhoseMatchMatchesNothingIsReportedAsDoingNothing(t *testing.T) {
 func slow(t *testing.T) *urlrewrite.Ruleset {
 	t.Helper()
 	sections, err := urlrewrite.ParseConfig([]byte(`<configuration><system.webServer><rewrite><rules><rule name="slow"><match url=".*"/>`+
-		`<conditions><add input="{QUERY_STRING}" pattern="^(a+)+$"/></conditions><action type="AbortRequest"/></rule></rules></rewrite></system.webServer></configuration>`), urlrewrite.WebConfig)
+		`<conditions><add input="{QUERY_STRING}" pattern="^(a+)+$"/></conditions>`+
+		`<action type="AbortRequest"/></rule></rules></rewrite></system.webServer></configuration>`), urlrewrite.WebConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +81,8 @@ func slow(t *testing.T) *urlrewrite.Ruleset {
 func TestAPatternThatExceedsItsBudgetIsAVerdictOfItsOwn(t *testing.T) {
 	t.Parallel()
 	s := &Simulation{rules: []rule{{name: "slow", base: "/", set: slow(t)}}}
-	log := head + line("GET", "/x", strings.Repeat("a", 100)+"!", "192.0.2.7") + line("GET", "/x", strings.Repeat("a", 20_000), "192.0.2.7") + line("GET", "/x", "aa", "192.0.2.7")
+	log := head + line("GET", "/x", strings.Repeat("a", 100)+"!", "192.0.2.7") +
+		line("GET", "/x", strings.Repeat("a", 20_000), "192.0.2.7") + line("GET", "/x", "aa", "192.0.2.7")
 	r, err := s.Logs(t.Context(), []string{write(t, "u_ex1.log", log)}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +115,8 @@ func TestARuleThatExceedsItsBudgetTooOftenIsNoLongerEvaluated(t *testing.T) {
 
 func TestARuleThatSetsAVariableTheServerMayNotAllowIsNotCalledHarmless(t *testing.T) {
 	t.Parallel()
-	s := ruled(t, "/", `<rule name="r"><match url=".*"/><serverVariables><set name="HTTP_X_A" value="1"/></serverVariables><action type="None"/></rule>`)
+	s := ruled(t, "/", `<rule name="r"><match url=".*"/>`+
+		`<serverVariables><set name="HTTP_X_A" value="1"/></serverVariables><action type="None"/></rule>`)
 	r, err := s.Logs(t.Context(), []string{write(t, "u_ex1.log", head+line("GET", "/x", "-", "192.0.2.7"))}, nil)
 	if err != nil || r.Rules[0].Failed != 1 || !strings.Contains(r.Rules[0].Verdict(1), "500.50") {
 		t.Errorf("%+v %v", r.Rules[0], err)

@@ -29,7 +29,8 @@ func TestSamplesWithoutACVECountForEveryMitigation(t *testing.T) {
 	if got := sim(t, "M1").Samples(in, nil); join(got.Caught) != "fresh" || got.NotCounted != 3 {
 		t.Errorf("%+v", got)
 	}
-	if (Score{Caught: []string{"a"}, Others: []string{"b"}}).Good() != true || (Score{Missed: []string{"a"}}).Good() || (Score{FalsePositives: []string{"a"}}).Good() {
+	if !(Score{Caught: []string{"a"}, Others: []string{"b"}}).Good() ||
+		(Score{Missed: []string{"a"}}).Good() || (Score{FalsePositives: []string{"a"}}).Good() {
 		t.Error("what is good")
 	}
 }
@@ -37,7 +38,8 @@ func TestSamplesWithoutACVECountForEveryMitigation(t *testing.T) {
 func TestAFileOfSamplesThatIsNotUnderstoodIsRefusedWithThePlace(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"{\"exploit\": [\n  {\"id\": \"x\", \"url\": \"/a\"}]}": `line 2, column 15: exploit[0].url: there is no key "url"; it can be one of id, cve, method, scheme, host, path_and_query, headers`,
+		"{\"exploit\": [\n  {\"id\": \"x\", \"url\": \"/a\"}]}": `line 2, column 15: exploit[0].url: ` +
+			`there is no key "url"; it can be one of id, cve, method, scheme, host, path_and_query, headers`,
 		"{\n\"exploits\": []}":                                         `line 2, column 1: exploits: there is no key "exploits"`,
 		`{"exploit": [{"ID": "x", "path_and_query": "/"}]}`:            `exploit[0].ID: there is no key "ID"`,
 		`{"exploit": [{"id": "x", "id": "y", "path_and_query": "/"}]}`: `exploit[0].id: the key is there twice`,
@@ -62,7 +64,8 @@ func TestAFileOfSamplesThatIsNotUnderstoodIsRefusedWithThePlace(t *testing.T) {
 			t.Errorf("%s\n got %v\nwant %s", in, err, want)
 		}
 	}
-	if _, err := ReadSamples(bytes.NewReader(bytes.Repeat([]byte(" "), maxSamplesFile+1))); err == nil || !strings.Contains(err.Error(), "more than") {
+	_, err := ReadSamples(bytes.NewReader(bytes.Repeat([]byte(" "), maxSamplesFile+1)))
+	if err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Error(err)
 	}
 }
@@ -74,7 +77,8 @@ func TestAFileOfSamplesMayHaveAByteOrderMark(t *testing.T) {
 		"UTF-8":  append([]byte("\xef\xbb\xbf"), text...),
 		"UTF-16": wide("\ufeff"+text, false),
 	} {
-		if s, err := ReadSamples(bytes.NewReader(data)); err != nil || len(s.Exploit) != 1 || s.Exploit[0].Method != "GET" || s.Exploit[0].Scheme != "https" {
+		if s, err := ReadSamples(bytes.NewReader(data)); err != nil || len(s.Exploit) != 1 ||
+			s.Exploit[0].Method != "GET" || s.Exploit[0].Scheme != "https" {
 			t.Errorf("%s: %+v %v", name, s, err)
 		}
 	}

@@ -29,7 +29,8 @@ func (s Score) Good() bool { return len(s.Missed)+len(s.FalsePositives)+len(s.No
 
 // Samples plays the mitigation over samples.
 func (s *Simulation) Samples(in Samples, cves []string) Score {
-	out := Score{Legitimate: len(in.Legitimate)}
+	none := func() []string { return []string{} } // lists, not null, in JSON
+	out := Score{Caught: none(), Missed: none(), FalsePositives: none(), NoVerdict: none(), Others: none(), Legitimate: len(in.Legitimate)}
 	for _, x := range in.Exploit {
 		counts := x.CVE == "" || slices.ContainsFunc(cves, func(c string) bool { return strings.EqualFold(c, x.CVE) })
 		if !counts {
@@ -70,7 +71,8 @@ func (s *Simulation) touches(x Sample) (hit bool, why string) {
 		if !below(path, r.base) {
 			continue
 		}
-		req := &urlrewrite.Request{Method: x.Method, Scheme: x.Scheme, Host: x.Host, Path: path, RawPath: raw, RawQuery: query, Header: http.Header{}}
+		req := &urlrewrite.Request{Method: x.Method, Scheme: x.Scheme, Host: x.Host,
+			Path: path, RawPath: raw, RawQuery: query, Header: http.Header{}}
 		for k, v := range x.Headers {
 			req.Header.Set(k, v)
 		}

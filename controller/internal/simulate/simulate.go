@@ -22,7 +22,8 @@ type Simulation struct {
 }
 
 // ErrNoInbound says that the mitigation has no inbound rule; nothing can be said from requests.
-var ErrNoInbound = errors.New("the mitigation has no inbound rewrite rule: logs hold requests only, so nothing can be said about it from them")
+var ErrNoInbound = errors.New("the mitigation has no inbound rewrite rule: logs hold requests only, " +
+	"so nothing can be said about it from them")
 
 // New reads a mitigation's rules.
 func New(d *mitigation.Document) (*Simulation, error) {

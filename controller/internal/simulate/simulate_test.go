@@ -41,7 +41,9 @@ func sim(t testing.TB, id string) *Simulation {
 	return s
 }
 
-const head = "#Software: Microsoft Internet Information Services 10.0\n#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username c-ip cs(User-Agent) cs(Referer) sc-status sc-substatus sc-win32-status time-taken\n"
+const head = "#Software: Microsoft Internet Information Services 10.0\n" +
+	"#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username " +
+	"c-ip cs(User-Agent) cs(Referer) sc-status sc-substatus sc-win32-status time-taken\n"
 
 func line(method, stem, query, client string) string {
 	return fmt.Sprintf("2026-11-25 03:00:00 10.0.0.1 %s %s %s 443 - %s Mozilla/5.0+(x) - 200 0 0 15\n", method, stem, query, client)
@@ -142,9 +144,11 @@ func TestAMillionDifferentValuesAreCountedInBoundedMemory(t *testing.T) {
 func million(b *testing.B, n int) string {
 	var s strings.Builder
 	s.WriteString(head)
-	paths := []string{"/owa/service.svc", "/ews/exchange.asmx", "/Microsoft-Server-ActiveSync/default.eas", "/mapi/emsmdb/", "/autodiscover/autodiscover.xml", "/rpc/rpcproxy.dll"}
+	paths := []string{"/owa/service.svc", "/ews/exchange.asmx", "/Microsoft-Server-ActiveSync/default.eas",
+		"/mapi/emsmdb/", "/autodiscover/autodiscover.xml", "/rpc/rpcproxy.dll"}
 	for i := range n {
-		s.WriteString(line("POST", paths[i%len(paths)], fmt.Sprintf("Cmd=Ping&User=user%d@contoso.com&DeviceId=%032d&CorrelationID=<empty>;&cafeReqId=%d;", i%5000, i, i), fmt.Sprintf("10.%d.%d.7", i%200, i%250)))
+		query := fmt.Sprintf("Cmd=Ping&User=user%d@contoso.com&DeviceId=%032d&CorrelationID=<empty>;&cafeReqId=%d;", i%5000, i, i)
+		s.WriteString(line("POST", paths[i%len(paths)], query, fmt.Sprintf("10.%d.%d.7", i%200, i%250)))
 	}
 	return write(b, "million.log", s.String())
 }

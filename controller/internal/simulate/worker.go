@@ -53,7 +53,7 @@ func (w *worker) line(line []byte) (why string) {
 	if string(line) == overlong {
 		return "it is longer than any request"
 	}
-	if line[0] == 0 { // what is left of a block of the disk that was never written
+	if line[0] == 0 { // a part of the disk that was never written
 		if line = bytes.TrimLeft(line, "\x00"); len(line) == 0 {
 			return "it holds only NUL bytes"
 		}
