@@ -24,7 +24,7 @@ type Parts struct {
 
 // Build makes a ruleset of elements that were composed already. It refuses nothing: what this version does not know in
 // somebody else's element is stepped over and named in the notes, and a rule with such a part counts as one that may match or
-// not (Request.AssumeHolds).
+// not (Request.Adverse).
 func Build(parts Parts) (*Ruleset, []string) {
 	rs := &Ruleset{pre: map[string]*preCondition{}, maps: map[string]*rewriteMap{}, tags: map[string]*tagSet{}, allowed: map[string]bool{}}
 	b := &builder{rs: rs}

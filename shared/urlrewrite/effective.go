@@ -28,6 +28,34 @@ func (r *inboundRule) ends() bool {
 	return r.stop || r.action == "AbortRequest" || r.action == "CustomResponse" || r.action == "Redirect"
 }
 
+// passes reports whether a rule ends the evaluation and lets the request through.
+func (r *inboundRule) passes() bool {
+	return r.stop && r.action != "AbortRequest" && r.action != "CustomResponse" && r.action != "Redirect"
+}
+
+// chosen are the server variables whose value the client chooses besides the headers.
+var chosen = map[string]bool{"REQUEST_METHOD": true, "SERVER_NAME": true, "SERVER_PORT": true, "SERVER_PORT_SECURE": true, "HTTPS": true, "CONTENT_TYPE": true, "CONTENT_LENGTH": true}
+
+// chooses reports whether a value depends on what the client of a request chooses freely: what the request itself sets is fixed.
+func (r *Request) chooses(t *template) bool {
+	if t == nil {
+		return false
+	}
+	for _, n := range t.nodes {
+		if n.kind == nodeVariable {
+			up := strings.ToUpper(n.text)
+			h, header := strings.CutPrefix(up, "HTTP_")
+			if chosen[up] || header && up != "HTTP_URL" && up != "HTTP_X_ORIGINAL_URL" && len(r.Header.Values(headerName(h))) == 0 {
+				return true
+			}
+		}
+		if r.chooses(n.arg) {
+			return true
+		}
+	}
+	return false
+}
+
 // Ends reports whether an inbound rule ends the evaluation when it matches.
 func (rs *Ruleset) Ends(name string) bool {
 	for _, rules := range [][]*inboundRule{rs.global, rs.inbound} {
@@ -44,7 +72,7 @@ func (rs *Ruleset) Ends(name string) bool {
 // global rule ends the distributed ones only by answering the request itself.
 func (rs *Ruleset) InboundStopper(name string) string {
 	all := func(r *inboundRule) bool {
-		return r.enabled && !r.unknown && len(r.conditions) == 0 && matchesAll(r.url, r.urlNegate)
+		return r.enabled && !r.unknown && anybody(r) && matchesAll(r.url, r.urlNegate)
 	}
 	for _, r := range rs.global {
 		if all(r) && r.ends() && r.action != "None" && r.action != "Rewrite" {
@@ -60,6 +88,21 @@ func (rs *Ruleset) InboundStopper(name string) string {
 		}
 	}
 	return ""
+}
+
+// anybody reports whether every client can make the conditions of a rule hold, if it lets requests through.
+func anybody(r *inboundRule) bool {
+	req := &Request{}
+	for _, c := range r.conditions {
+		free := r.passes() && req.chooses(c.inputT)
+		if r.matchAny && free {
+			return true
+		}
+		if !r.matchAny && !free {
+			return false
+		}
+	}
+	return len(r.conditions) == 0 || !r.matchAny
 }
 
 // OutboundStopper returns the rule in front of an outbound rule that ends the evaluation of every response; "" for none.

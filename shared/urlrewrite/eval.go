@@ -178,9 +178,13 @@ type Request struct {
 	// Unknown, if set, says that nobody knows a variable (by upper-case name): it is empty then, and Asked becomes true.
 	Unknown func(name string) bool
 	Asked   bool
-	// AssumeHolds is what a condition, or a rule, counts as that this version can't judge: it asks a provider, or has a part
-	// that this version does not know.
-	AssumeHolds bool
+	// Adverse evaluates the rules as they are for a client that wants to get past them. A rule that ends the evaluation
+	// without refusing the request counts as matching when it depends on what the client chooses (a header that the request
+	// does not have, the method, the host, the port) or on what this version can't judge. A rule that refuses counts as not
+	// matching when it depends on what can't be judged.
+	Adverse bool
+	// IgnoreRedirects: rules that redirect do not match. A client that is redirected has not got past the rules behind.
+	IgnoreRedirects bool
 	// OwnBase: each rule's pattern sees the URL relative to the level that defines the rule, rather than to the application.
 	// Microsoft's reference leaves open which of the two IIS does for an inherited rule.
 	OwnBase bool
@@ -370,7 +374,10 @@ func Relative(path, base string) string {
 }
 
 func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, global bool, path, query *string) (done bool, err error) {
-	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps}
+	if req.IgnoreRedirects && r.action == "Redirect" {
+		return false, nil
+	}
+	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes()}
 	if req.OwnBase && r.base != "" {
 		base = r.base
 	}
@@ -385,7 +392,7 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 		sc.rule = caps
 	}
 	ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
-	if err != nil || !ok || r.unknown && !req.AssumeHolds {
+	if err != nil || !ok || r.unknown && !sc.adverse {
 		return false, err
 	}
 	res.Rules = append(res.Rules, r.name)
@@ -449,11 +456,11 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 	}
 	var tracked []string
 	for _, c := range cs {
-		if c.unknown {
-			if req.AssumeHolds && matchAny {
+		if c.unknown || sc.adverse && req.chooses(c.inputT) {
+			if sc.adverse && matchAny {
 				return true, nil
 			}
-			if !req.AssumeHolds && !matchAny {
+			if !sc.adverse && !matchAny {
 				return false, nil
 			}
 			continue
@@ -513,7 +520,10 @@ func (rs *Ruleset) Respond(req *Request, resp *Response) (ran []string, rewrote 
 func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []string, rewrote bool, err error) {
 	encoding := contentEncoding(resp.Header) // before the rules: they may change the header, and the body stays encoded
 	for _, r := range rs.outbound {
-		if !r.enabled || r.void || r.unknown && !req.AssumeHolds {
+		if !r.enabled || r.void || r.unknown {
+			if r.enabled && !r.void && r.stop && req.Adverse {
+				break
+			}
 			continue
 		}
 		applies, err := rs.preConditionHolds(r, req, resp)

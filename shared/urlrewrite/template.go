@@ -127,6 +127,9 @@ func namedNode(name string, arg *template, maps map[string]*rewriteMap) (node, e
 
 // scope is what a template can see.
 type scope struct {
+	// adverse: what the client chooses, or what can't be judged, holds.
+	adverse bool
+
 	variable func(name string) string
 	rule     []string
 	cond     []string
