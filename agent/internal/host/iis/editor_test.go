@@ -102,6 +102,28 @@ func TestApplyThenRevertIsTheIdentityOnGeneratedFiles(t *testing.T) {
 	})
 }
 
+func TestApplyThenRevertIsTheIdentityOnSectionsInFilesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	frags := catalogueFragments(t)
+	in := Fragment{Inbound: frags["M1"].Inbound, Root: "rules"}
+	more := Fragment{Inbound: frags["CVE-2021-26855"].Inbound, Root: "rules"}
+	out := Fragment{Outbound: frags["M2"].Outbound, Root: "outboundRules"}
+	rapid.Check(t, func(rt *rapid.T) {
+		eol := rapid.SampledFrom([]string{"\n", "\r\n"}).Draw(rt, "eol")
+		mark := rapid.SampledFrom([]string{"", "\xef\xbb\xbf", `<?xml version="1.0"?>` + eol, "<!-- kept apart -->" + eol}).Draw(rt, "before")
+		root, fs := "rules", []Fragment{in, more}
+		if rapid.Bool().Draw(rt, "outbound") {
+			root, fs = "outboundRules", []Fragment{out}
+		}
+		body := rapid.SampledFrom([]string{"<%[1]s />", "<%[1]s/>", "<%[1]s></%[1]s>", "<%[1]s>%[2]s</%[1]s>", "<%[1]s>%[2]s  <clear />%[2]s</%[1]s>",
+			"<%[1]s>%[2]s  <!-- theirs -->%[2]s  <rule name='a'><match url='x' serverVariable='y' pattern='z' /></rule>%[2]s</%[1]s>%[2]s",
+			"<%[1]s><preConditions />%[2]s</%[1]s>"}).Draw(rt, "body")
+		orig := []byte(mark + fmt.Sprintf(body, root, eol))
+		order := []int{0, 1}[:len(fs)]
+		roundTrip(rt, orig, fs, rapid.Permutation(order).Draw(rt, "order"))
+	})
+}
+
 // generate writes a web.config in one of the ways people and tools write them.
 func generate(rt *rapid.T) []byte {
 	eol := rapid.SampledFrom([]string{"\n", "\r\n"}).Draw(rt, "eol")
