@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -88,51 +87,6 @@ func (s *Server) Restarts(app string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.restarts[strings.ToLower(app)]
-}
-
-// HealthManager plays Managed Availability until ctx ends: its recovery service starts it when it is stopped, and it
-// starts what it finds stopped and enabled.
-func HealthManager(ctx context.Context, dir string, every time.Duration) {
-	d := labdir.Dir(dir)
-	t := time.NewTicker(every)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		services, err := d.Services()
-		if err != nil {
-			continue
-		}
-		up := func(n string) bool { return services[n].State == labdir.Running }
-		if up("MSExchangeHMRecovery") && !up("MSExchangeHM") {
-			_ = d.UpdateServices(func(m map[string]labdir.Service) error {
-				hm := m["MSExchangeHM"]
-				hm.StartType, hm.State = labdir.StartAutomatic, labdir.Running
-				m["MSExchangeHM"] = hm
-				return nil
-			})
-			continue
-		}
-		if !up("MSExchangeHM") {
-			continue
-		}
-		_ = d.UpdateServices(func(m map[string]labdir.Service) error {
-			for n, v := range m {
-				if strings.HasPrefix(n, "MSExchange") && v.State == labdir.Stopped {
-					v.StartType, v.State = labdir.StartAutomatic, labdir.Running
-					m[n] = v
-				}
-			}
-			return nil
-		})
-		_ = d.UpdatePools(func(m map[string]string) error {
-			clear(m)
-			return nil
-		})
-	}
 }
 
 func (s *Server) fileStamp(p string) string {

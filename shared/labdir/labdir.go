@@ -20,11 +20,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
@@ -242,7 +243,7 @@ func (d Dir) UpdatePools(change func(map[string]string) error) error {
 }
 
 func update[T any](d Dir, file string, read func() (map[string]T, error), change func(map[string]T) error) error {
-	unlock, err := d.lock(file)
+	unlock, err := d.lock()
 	if err != nil {
 		return err
 	}
@@ -251,7 +252,8 @@ func update[T any](d Dir, file string, read func() (map[string]T, error), change
 	if err != nil {
 		return err
 	}
-	if err := change(m); err != nil {
+	before := maps.Clone(m)
+	if err := change(m); err != nil || reflect.DeepEqual(before, m) {
 		return err
 	}
 	return d.write(file, m)
@@ -329,35 +331,4 @@ func (d Dir) write(file string, v any) error {
 		_ = os.Remove(f.Name())
 	}
 	return err
-}
-
-// Two processes change services.json: the agent and whoever plays the server. The lock is a file made with O_EXCL, so
-// that it works alike on every system; one left by a killed process is taken over after staleLock.
-const (
-	staleLock = 2 * time.Second
-	lockPoll  = 5 * time.Millisecond
-	lockWait  = 10 * time.Second
-)
-
-func (d Dir) lock(file string) (unlock func(), err error) {
-	p := filepath.Join(string(d), file+".lock")
-	deadline := time.Now().Add(lockWait)
-	for {
-		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err == nil {
-			_ = f.Close()
-			return func() { _ = os.Remove(p) }, nil
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return nil, err
-		}
-		if st, serr := os.Stat(p); serr == nil && time.Since(st.ModTime()) > staleLock {
-			_ = os.Remove(p)
-			continue
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("%s: held for more than %s", p, lockWait)
-		}
-		time.Sleep(lockPoll)
-	}
 }
