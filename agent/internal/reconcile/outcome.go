@@ -47,6 +47,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		}
 		partly(w, o)
 		p.probedOutcome(w, old, o)
+		p.contradict(w, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}
@@ -79,6 +80,17 @@ func partly(w *work, o *stopgapv1.Outcome) {
 		found = " (found in place, put there by somebody else)"
 	}
 	o.Reason = "in effect in part only" + found + ": " + strings.Join(gaps, "; ")
+}
+
+// contradict turns an outcome whose own probe got through into FAILED: what the configuration says is then not what happens. The
+// mitigation stays in place, and is not called APPLIED before the probe is refused.
+func (p *pass) contradict(w *work, o *stopgapv1.Outcome) {
+	if w.probed.contradicted == "" {
+		return
+	}
+	o.State, o.Code, o.Proof = stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, codeContradicted, stopgapv1.Proof_PROOF_CONTRADICTED
+	o.Reason = contradictedText + w.probed.contradicted
+	p.alarms[codeContradicted] = fmt.Sprintf("%s@%d: its probe gets through: %s", w.ID, w.Revision, w.probed.contradicted)
 }
 
 // probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.
