@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -232,7 +233,9 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 		Policy: c.policy, Rollout: c.rollout, Registry: registry, Audit: trail, Bundle: authority.Bundle,
 		Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
 	registry.OnRevoke(func(id string, why error) { c.sessions.End(id, why) })
-	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), identity.NewGate(authority, registry, log.Named("gate")).Interceptors()...)...)
+	gate := access.New(access.Config{Fleet: authority.Fleet, Authenticators: []access.Authenticator{access.Certificates{}},
+		CheckAgent: registry.Check, Grace: identity.Grace, Audit: trail, Logger: log.Named("gate")})
+	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), gate.Interceptors()...)...)
 	stopgapv1.RegisterAgentServiceServer(c.server, c.sessions)
 	stopgapv1.RegisterEnrollmentServiceServer(c.server, &session.Enrollment{FleetName: authority.Fleet, Registry: registry, Policy: c.policy,
 		Bundle: authority.Bundle, Logger: log.Named("enrollment")})

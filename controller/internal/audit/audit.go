@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/limit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
@@ -58,14 +58,14 @@ type Log struct {
 	sequence   uint64
 	people     *chained
 	others     *chained
-	actors     map[string]*rate.Limiter
+	actors     *limit.Keyed
 	suppressed map[string]int
 }
 
 // Load finds the ends of the log.
 func Load(ctx context.Context, st store.Store, log hclog.Logger) (*Log, error) {
 	l := &Log{st: st, log: log, people: &chained{prefix: "audit/people/", head: "audit-head/people"}, others: &chained{prefix: "audit/others/", head: "audit-head/others"},
-		actors: map[string]*rate.Limiter{}, suppressed: map[string]int{}}
+		actors: limit.NewKeyed(maxActors), suppressed: map[string]int{}}
 	for _, c := range []*chained{l.people, l.others} {
 		kvs, _, err := st.List(ctx, c.prefix)
 		if err != nil {
@@ -107,15 +107,7 @@ func (l *Log) admitted(actor string) bool {
 	if ours(actor) {
 		return true
 	}
-	lim := l.actors[actor]
-	if lim == nil {
-		if len(l.actors) >= maxActors {
-			clear(l.actors)
-		}
-		lim = rate.NewLimiter(rate.Every(actorEvery), actorBurst)
-		l.actors[actor] = lim
-	}
-	if !lim.Allow() {
+	if !l.actors.Allow(actor, limit.Rate{Every: actorEvery, Burst: actorBurst}) {
 		l.suppressed[actor]++
 		return false
 	}

@@ -1,5 +1,5 @@
-// Package identity is who belongs to a fleet: the certificate authority, enrolment tokens, the record of each agent's key, and
-// who may call what.
+// Package identity is who belongs to a fleet: the certificate authority, enrolment tokens, and the record of each agent's key.
+// Who may call what is decided in package access.
 package identity
 
 import (
@@ -258,8 +258,8 @@ func (a *Authority) pool() *x509.CertPool {
 	return pool
 }
 
-// Verify checks a client certificate's chain and end. An agent's may have ended less than Grace ago: what it may still do
-// is Authorize's matter.
+// Verify checks a client certificate's chain and end. An agent's may have ended less than Grace ago: what it may still call
+// is decided in package access.
 func (a *Authority) Verify(c *x509.Certificate) error { return a.verifyAt(c, time.Now()) }
 
 func (a *Authority) verifyAt(c *x509.Certificate, now time.Time) error {

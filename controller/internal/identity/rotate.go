@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -127,4 +129,12 @@ func (a *Authority) Issuer(c *x509.Certificate) string {
 		}
 	}
 	return ""
+}
+
+func parsePEM(data []byte) (*x509.Certificate, error) {
+	b, _ := pem.Decode(bytes.TrimSpace(data))
+	if b == nil {
+		return nil, errors.New("identity: no PEM certificate")
+	}
+	return x509.ParseCertificate(b.Bytes)
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -105,7 +106,7 @@ func (s *Service) toStatus(err error) error {
 
 // actor names who calls, for the audit log.
 func actor(ctx context.Context) string {
-	c := identity.Caller(ctx)
+	c := access.From(ctx)
 	return string(c.Kind) + " " + c.ID
 }
 
@@ -138,7 +139,7 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	var changes []string
 	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx), func() error {
 		var err error
-		changes, err = s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
+		changes, err = s.cfg.Policy.Publish(ctx, files, access.From(ctx).Kind == trust.KindAdmin)
 		return err
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -257,11 +258,11 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 // admit checks that a Hello is from the agent of the certificate, and from the machine that was enrolled.
 func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
 	if err := checkHello(ctx, h); err != nil {
-		id := identity.Caller(ctx).ID
+		id := access.From(ctx).ID
 		s.cfg.Audit.Append(ctx, "agent "+id, "denied", "Hello", "%s", status.Convert(err).Message())
 		return err
 	}
-	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), identity.Certificate(ctx))
+	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), access.From(ctx).Certificate)
 	if errors.Is(err, identity.ErrMachine) {
 		s.cfg.Fleet.Raise(h.GetAgentId(), "clone-detected", "another machine speaks with this identity, as after cloning a virtual machine: "+
 			clip(h.GetFacts().GetHost())+"; `stopgap agents reenroll` gives the right one a new key")
@@ -295,8 +296,8 @@ func heldBy(h *stopgapv1.Hello) tufpolicy.Versions {
 
 // RenewCertificate implements AgentService.
 func (s *Service) RenewCertificate(ctx context.Context, r *stopgapv1.RenewCertificateRequest) (*stopgapv1.RenewCertificateResponse, error) {
-	id := identity.Caller(ctx).ID
-	cert, err := s.cfg.Registry.Renew(ctx, id, identity.Certificate(ctx), r.GetCsr())
+	id := access.From(ctx).ID
+	cert, err := s.cfg.Registry.Renew(ctx, id, access.From(ctx).Certificate, r.GetCsr())
 	if err != nil {
 		if st := identity.ToStatus(err); st != nil {
 			s.cfg.Audit.Append(ctx, "agent "+id, "renew-refused", id, "%v", err)
@@ -381,7 +382,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	}
 	// It may have been revoked between opening the stream and now: whoever revokes looks for a live stream after the record
 	// is written, so one of the two sees the other.
-	if err := s.cfg.Registry.Check(id, identity.Certificate(x.stream.Context())); err != nil {
+	if err := s.cfg.Registry.Check(id, access.From(x.stream.Context()).Certificate); err != nil {
 		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "denied", "Hello", "%v", err)
 		x.end(status.Error(codes.PermissionDenied, err.Error()))
 	}

@@ -20,7 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/stopgap-em/stopgap/controller/internal/identity"
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/transport"
@@ -345,7 +345,7 @@ func plain(id string) bool {
 
 // checkHello compares the id that an agent claims with that of its certificate.
 func checkHello(ctx context.Context, h *stopgapv1.Hello) error {
-	caller := identity.Caller(ctx)
+	caller := access.From(ctx)
 	if h.GetAgentId() != caller.ID {
 		return status.Errorf(codes.PermissionDenied, "Hello is from agent %q, the certificate is for %q", clip(h.GetAgentId()), caller.ID)
 	}

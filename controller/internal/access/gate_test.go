@@ -1,111 +1,32 @@
-package identity
+package access
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
-	"github.com/stopgap-em/stopgap/controller/internal/audit"
-	"github.com/stopgap-em/stopgap/controller/internal/store/boltstore"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
-// world is a fleet's CA with its registry.
-type world struct {
-	t   *testing.T
-	dir string
-	ca  *Authority
-	reg *Registry
-	log *audit.Log
-}
-
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	w := &world{t: t, dir: filepath.Join(t.TempDir(), "data")}
-	if _, err := Init(w.dir, "lab", []string{"localhost"}); err != nil {
-		t.Fatal(err)
-	}
-	st, err := boltstore.Open(filepath.Join(t.TempDir(), "store.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = st.Close() })
-	if w.ca, err = Load(w.dir, Files{}); err != nil {
-		t.Fatal(err)
-	}
-	if w.log, err = audit.Load(t.Context(), st, hclog.NewNullLogger()); err != nil {
-		t.Fatal(err)
-	}
-	if w.reg, err = LoadRegistry(t.Context(), w.ca, st, w.log); err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
-
-// with is the context of a call with a client certificate; nil: none.
-func with(ctx context.Context, c *x509.Certificate) context.Context {
-	st := tls.ConnectionState{HandshakeComplete: true}
-	if c != nil {
-		st.PeerCertificates = []*x509.Certificate{c}
-	}
-	return peer.NewContext(ctx, &peer.Peer{AuthInfo: credentials.TLSInfo{State: st}})
-}
-
-// agent is an enrolled agent whose certificate was issued at a time.
-func (w *world) agent(at time.Time) (string, *x509.Certificate) {
-	w.t.Helper()
-	key, err := trust.NewKey()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	id, err := trust.AgentID(key.Public())
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	c, err := w.ca.issueAgent(&key.PublicKey, id, "EX01", at)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if err := w.reg.Seen(w.t.Context(), id, "EX01", "m-"+id, c); err != nil {
-		w.t.Fatal(err)
-	}
-	return id, c
-}
-
-func (w *world) person(kind trust.Kind) *x509.Certificate {
-	w.t.Helper()
-	dir := filepath.Join(w.t.TempDir(), string(kind))
-	if err := w.ca.IssueOperator(dir, string(kind), kind); err != nil {
-		w.t.Fatal(err)
-	}
-	c, err := trust.LoadCredentials(dir)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return c.Cert.Leaf
-}
-
 func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	gate := NewGate(w.ca, w.reg, hclog.NewNullLogger())
-	_, agentCert := w.agent(time.Now())
-	_, otherCert := w.agent(time.Now())
-	_, expired := w.agent(time.Now().Add(-DefaultAgentLife - 24*time.Hour))
-	revokedID, revoked := w.agent(time.Now())
+	gate := w.gate
+	_, agentCert := w.agent(time.Hour)
+	_, otherCert := w.agent(time.Hour)
+	_, expired := w.agent(-24 * time.Hour)
+	revokedID, revoked := w.agent(time.Hour)
 	if err := w.reg.Revoke(t.Context(), revokedID, "admin", "stolen"); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +56,7 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 					t.Errorf("%s: nobody said who may call it", full)
 					continue
 				}
-				if len(r.callers) == 0 || r.maxRequest <= 0 || r.maxRequest > large || (r.rate.burst < 1 || r.rate.every <= 0) && r.rate != noLimit {
+				if len(r.callers) == 0 || r.maxRequest <= 0 || r.maxRequest > large || (r.rate.Burst < 1 || r.rate.Every <= 0) && r.rate != noLimit {
 					t.Errorf("%s declares %+v", full, r)
 				}
 				if r.audited != changes[name] {
@@ -170,12 +91,12 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 func TestRatesAreOfOneCallerAndAnotherDoesNotNotice(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	gate := NewGate(w.ca, w.reg, hclog.NewNullLogger())
-	_, loud := w.agent(time.Now())
-	_, quiet := w.agent(time.Now())
+	gate := w.gate
+	_, loud := w.agent(time.Hour)
+	_, quiet := w.agent(time.Hour)
 	const method = stopgapv1.AgentService_Connect_FullMethodName
 	refused := false
-	for range methods[method].rate.burst + 1 {
+	for range methods[method].rate.Burst + 1 {
 		_, err := gate.Authorize(with(t.Context(), loud), method)
 		refused = refused || status.Code(err) == codes.ResourceExhausted
 	}
@@ -191,13 +112,60 @@ func TestRatesAreOfOneCallerAndAnotherDoesNotNotice(t *testing.T) {
 	}
 }
 
-func TestInitRefusesADirectoryThatHoldsAFleet(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	if _, err := Init(w.dir, "lab", []string{"localhost"}); err == nil {
-		t.Fatal("initialised twice")
+// signOn authenticates by a header, as a sign-on over REST would: "KIND NAME FLEET", good until ends.
+type signOn struct{ ends time.Time }
+
+func (s signOn) Authenticate(ctx context.Context) (Caller, bool, error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return Caller{}, false, nil
 	}
-	if _, err := Load(t.TempDir(), Files{}); err == nil {
-		t.Fatal("loaded nothing")
+	words := strings.Fields(values[0])
+	if len(words) != 3 {
+		return Caller{}, false, status.Error(codes.Unauthenticated, "not a token")
+	}
+	return Caller{Identity: trust.Identity{Kind: trust.Kind(words[0]), ID: words[1], Fleet: words[2]}, Expires: s.ends}, true, nil
+}
+
+func signedOn(ctx context.Context, token string) context.Context {
+	return metadata.NewIncomingContext(ctx, metadata.Pairs("authorization", token))
+}
+
+func TestACallerCanProveWhoTheyAreWithoutAClientCertificate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, signOn{ends: time.Now().Add(time.Hour)})
+	const list, publish, connect = stopgapv1.FleetService_ListAgents_FullMethodName, stopgapv1.FleetService_Publish_FullMethodName,
+		stopgapv1.AgentService_Connect_FullMethodName
+	for name, c := range map[string]struct {
+		ctx    context.Context
+		method string
+		want   codes.Code
+	}{
+		"a viewer reads":                       {signedOn(t.Context(), "viewer vera lab"), list, codes.OK},
+		"a viewer over TLS without one":        {signedOn(with(t.Context(), nil), "viewer vera lab"), list, codes.OK},
+		"a viewer publishes":                   {signedOn(t.Context(), "viewer vera lab"), publish, codes.PermissionDenied},
+		"an operator of another fleet":         {signedOn(t.Context(), "operator ben elsewhere"), publish, codes.PermissionDenied},
+		"an agent":                             {signedOn(t.Context(), "agent 00ff lab"), connect, codes.PermissionDenied},
+		"a token that is none":                 {signedOn(t.Context(), "rubbish"), list, codes.Unauthenticated},
+		"a bad token beside a certificate":     {signedOn(with(t.Context(), w.person(trust.KindAdmin)), "rubbish"), list, codes.Unauthenticated},
+		"nothing that proves anything, no TLS": {t.Context(), list, codes.Unauthenticated},
+	} {
+		ctx, err := w.gate.Authorize(c.ctx, c.method)
+		if status.Code(err) != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil && (From(ctx).ID != "vera" || From(ctx).Certificate != nil) {
+			t.Errorf("%s: the handler sees %+v", name, From(ctx))
+		}
+	}
+	resp, err := w.audit.List(t.Context(), 0)
+	if err != nil || len(resp.GetEntries()) != 2 || !strings.Contains(resp.GetEntries()[0].String(), "denied") {
+		t.Errorf("the audit log has %v, %v; want the viewer and the agent that were denied", resp.GetEntries(), err)
+	}
+	for name, ends := range map[string]time.Time{"that ended": time.Now().Add(-time.Second), "without an end": {}} {
+		w := newWorld(t, signOn{ends: ends})
+		if _, err := w.gate.Authorize(signedOn(t.Context(), "viewer vera lab"), list); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("a sign-on %s: %v", name, err)
+		}
 	}
 }
