@@ -222,7 +222,7 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	c.rollout, err = rollout.New(ctx, rollout.Config{Fleet: authority.Fleet, Store: c.store, Policy: c.policy.Current, Agents: servers{c.fleet, registry},
 		Outcomes: c.store.Outcomes(), Changed: func() { c.sessions.Changed() }, Wake: func(ids []string) { c.sessions.Wake(ids) },
 		Told: func(id, phase, reason string) {
-			trail.Append(ctx, "controller", "rollout", id, "%s: %s", phase, reason)
+			trail.Append(ctx, audit.Controller, "rollout", id, "%s: %s", phase, reason)
 		},
 		Tick: c.cfg.RolloutTick, Logger: log.Named("rollout")})
 	if err != nil {
@@ -242,7 +242,7 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: c.policy,
 		Rollout: c.rollout, Registry: registry, Audit: trail, Recheck: c.sessions.Recheck, Connected: c.sessions.Holds, Logger: log.Named("operator")}))
 	c.rollout.PolicyChanged(ctx)
-	trail.Append(ctx, "controller", "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
+	trail.Append(ctx, audit.Controller, "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
 	return nil
 }
 

@@ -66,7 +66,7 @@ func with(ctx context.Context, c *x509.Certificate) context.Context {
 func (w *world) agent(life time.Duration) (string, *x509.Certificate) {
 	w.t.Helper()
 	w.ca.AgentLife = life
-	token, _, err := w.reg.CreateToken(w.t.Context(), identity.Token{UsesLeft: 1, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	token, _, err := w.reg.CreateToken(w.t.Context(), audit.Controller, identity.Token{UsesLeft: 1}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -28,6 +29,11 @@ type Caller struct {
 
 // named says whether the caller proved an identity.
 func (c Caller) named() bool { return c.Kind != "" && c.Kind != KindNobody }
+
+// Actor is the caller as the audit log names it.
+func (c Caller) Actor() audit.Actor {
+	return audit.Actor{Kind: audit.KindOf(string(c.Kind)), Name: c.ID}
+}
 
 // key names the caller for rate limits.
 func (c Caller) key() string { return string(c.Kind) + "/" + c.ID }

@@ -50,7 +50,7 @@ func (g *Gate) Authorize(ctx context.Context, method string) (context.Context, e
 	c, err := g.authorize(ctx, method)
 	if err != nil {
 		if c.named() {
-			g.cfg.Audit.Append(ctx, string(c.Kind)+" "+c.ID, "denied", method, "%s", status.Convert(err).Message())
+			g.cfg.Audit.Append(ctx, c.Actor(), "denied", method, "%s", status.Convert(err).Message())
 		}
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -27,7 +28,7 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 	_, otherCert := w.agent(time.Hour)
 	_, expired := w.agent(-24 * time.Hour)
 	revokedID, revoked := w.agent(time.Hour)
-	if err := w.reg.Revoke(t.Context(), revokedID, "admin", "stolen"); err != nil {
+	if err := w.reg.Revoke(t.Context(), revokedID, audit.Controller, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	foreign := newWorld(t)
@@ -166,6 +167,17 @@ func TestACallerCanProveWhoTheyAreWithoutAClientCertificate(t *testing.T) {
 		w := newWorld(t, signOn{ends: ends})
 		if _, err := w.gate.Authorize(signedOn(t.Context(), "viewer vera lab"), list); status.Code(err) != codes.Unauthenticated {
 			t.Errorf("a sign-on %s: %v", name, err)
+		}
+	}
+}
+
+func TestTheAuditLogKnowsEveryKindOfCaller(t *testing.T) {
+	t.Parallel()
+	for _, r := range methods {
+		for _, kind := range r.callers {
+			if a := (Caller{Identity: trust.Identity{Kind: kind, ID: "x"}}).Actor(); a.Kind == stopgapv1.ActorKind_ACTOR_KIND_UNSPECIFIED {
+				t.Errorf("a caller of kind %q has no kind in the audit log", kind)
+			}
 		}
 	}
 }

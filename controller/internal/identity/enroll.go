@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/limit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -63,9 +64,9 @@ func (r *Registry) Enroll(ctx context.Context, secret, csr []byte, name, machine
 	e, bound, err := r.enroll(ctx, hash, csr, name, machine)
 	r.change.Unlock()
 	if errors.Is(err, ErrToken) && r.refusals.Allow() {
-		r.audit.Append(ctx, "nobody", "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
+		r.audit.Append(ctx, audit.Nobody, "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
 	} else if err != nil {
-		r.audit.Append(ctx, "token "+hash[:12], "enroll-refused", name, "%v", err)
+		r.audit.Append(ctx, audit.Token(hash[:12]), "enroll-refused", name, "%v", err)
 	}
 	if bound {
 		r.changed(e.ID, ErrKey) // whoever still speaks with the key before
@@ -120,7 +121,7 @@ func (r *Registry) enroll(ctx context.Context, hash string, csr []byte, name, ma
 	if err := r.put(ctx, rec, []store.Compare{{Key: kToken + hash, Revision: revision}}, []store.Op{op}); err != nil {
 		return e, false, err
 	}
-	r.audit.Append(ctx, "token "+t.ID(), "enroll", id, "%s, machine %s, %d uses left", name, or(machine, "unknown"), t.UsesLeft)
+	r.audit.Append(ctx, audit.Token(t.ID()), "enroll", id, "%s, machine %s, %d uses left", name, or(machine, "unknown"), t.UsesLeft)
 	return Enrollment{id, cert}, bound, nil
 }
 
@@ -150,6 +151,6 @@ func (r *Registry) Renew(ctx context.Context, id string, present *x509.Certifica
 	if err := r.put(ctx, rec, nil, nil); err != nil {
 		return nil, err
 	}
-	r.audit.Append(ctx, "agent "+id, "renew", id, "until %s", cert.NotAfter.Format(time.RFC3339))
+	r.audit.Append(ctx, audit.Agent(id), "renew", id, "until %s", cert.NotAfter.Format(time.RFC3339))
 	return cert, nil
 }

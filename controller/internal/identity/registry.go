@@ -181,7 +181,7 @@ func (r *Registry) put(ctx context.Context, rec Record, compare []store.Compare,
 }
 
 // Revoke refuses an agent from now on, and takes back tokens that are bound to it.
-func (r *Registry) Revoke(ctx context.Context, id, by, reason string) error {
+func (r *Registry) Revoke(ctx context.Context, id string, by audit.Actor, reason string) error {
 	rec, err := r.take(ctx, id, func(rec *Record) {
 		rec.Revoked = fmt.Sprintf("since %s by %s: %s", time.Now().UTC().Format(time.RFC3339), by, or(reason, "no reason given"))
 	})
@@ -210,7 +210,7 @@ func (r *Registry) take(ctx context.Context, id string, change func(*Record)) (R
 }
 
 // Reenroll refuses an agent's present key and makes a token bound to its id; earlier ones that were are taken back.
-func (r *Registry) Reenroll(ctx context.Context, id, by string, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, error) {
+func (r *Registry) Reenroll(ctx context.Context, id string, by audit.Actor, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, error) {
 	if _, ok := r.Get(id); !ok {
 		return trust.Token{}, fmt.Errorf("%w: agent %s", ErrUnknown, id)
 	}
@@ -221,7 +221,7 @@ func (r *Registry) Reenroll(ctx context.Context, id, by string, ttl time.Duratio
 		return trust.Token{}, err
 	}
 	r.changed(id, ErrKey)
-	t, _, err := r.CreateToken(ctx, Token{AgentID: id, UsesLeft: 1, CreatedBy: by}, ttl, root, floor)
+	t, _, err := r.CreateToken(ctx, by, Token{AgentID: id, UsesLeft: 1}, ttl, root, floor)
 	if err != nil {
 		return t, err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -73,7 +74,7 @@ func (r *Registry) boundTokens(ctx context.Context, id string) ([]store.Op, erro
 var labelKey = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
 // CreateToken makes a token. Errors: ErrRequest.
-func (r *Registry) CreateToken(ctx context.Context, t Token, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, Token, error) {
+func (r *Registry) CreateToken(ctx context.Context, by audit.Actor, t Token, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, Token, error) {
 	switch {
 	case ttl < minTokenTTL || ttl > maxTokenTTL:
 		return trust.Token{}, t, fmt.Errorf("%w: a token lives %s to %s, not %s", ErrRequest, minTokenTTL, maxTokenTTL, ttl)
@@ -99,7 +100,7 @@ func (r *Registry) CreateToken(ctx context.Context, t Token, ttl time.Duration, 
 		return secret, t, err
 	}
 	sum := sha256.Sum256(secret.Secret[:])
-	t.Hash, t.Expires = hex.EncodeToString(sum[:]), time.Now().Add(ttl).UTC()
+	t.Hash, t.Expires, t.CreatedBy = hex.EncodeToString(sum[:]), time.Now().Add(ttl).UTC(), by.String()
 	raw, err := json.Marshal(t)
 	if err != nil {
 		return secret, t, err
@@ -107,7 +108,8 @@ func (r *Registry) CreateToken(ctx context.Context, t Token, ttl time.Duration, 
 	if _, err := r.st.Txn(ctx, nil, []store.Op{{Key: kToken + t.Hash, Value: raw}}); err != nil {
 		return secret, t, err
 	}
-	r.audit.Append(ctx, t.CreatedBy, "token-create", t.ID(), "%d uses until %s, labels %v, agent %s", t.UsesLeft, t.Expires.Format(time.RFC3339), t.Labels, or(t.AgentID, "new"))
+	r.audit.Append(ctx, by, "token-create", t.ID(), "%d uses until %s, labels %v, agent %s", t.UsesLeft, t.Expires.Format(time.RFC3339),
+		t.Labels, or(t.AgentID, "new"))
 	return secret, t, nil
 }
 
@@ -140,7 +142,7 @@ func (r *Registry) Tokens(ctx context.Context) ([]Token, error) {
 }
 
 // RevokeToken takes a token back.
-func (r *Registry) RevokeToken(ctx context.Context, id, by string) error {
+func (r *Registry) RevokeToken(ctx context.Context, id string, by audit.Actor) error {
 	all, err := r.Tokens(ctx)
 	if err != nil {
 		return err

@@ -105,10 +105,7 @@ func (s *Service) toStatus(err error) error {
 }
 
 // actor names who calls, for the audit log.
-func actor(ctx context.Context) string {
-	c := access.From(ctx)
-	return string(c.Kind) + " " + c.ID
-}
+func actor(ctx context.Context) audit.Actor { return access.From(ctx).Actor() }
 
 // Publish implements FleetService.
 func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
@@ -137,7 +134,7 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	}
 	ctx := st.Context()
 	var changes []string
-	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx), func() error {
+	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx).String(), func() error {
 		var err error
 		changes, err = s.cfg.Policy.Publish(ctx, files, access.From(ctx).Kind == trust.KindAdmin)
 		return err
@@ -167,7 +164,7 @@ func (s *Service) SetRelease(ctx context.Context, r *stopgapv1.SetReleaseRequest
 			resp.AppliedOn++
 		}
 	}
-	err = s.cfg.Rollout.Set(ctx, r.GetMitigation(), r.GetRevision(), rollout.Decision{Release: r.GetRelease(), Reason: r.GetReason(), By: actor(ctx), At: time.Now().UTC()})
+	err = s.cfg.Rollout.Set(ctx, r.GetMitigation(), r.GetRevision(), rollout.Decision{Release: r.GetRelease(), Reason: r.GetReason(), By: actor(ctx).String(), At: time.Now().UTC()})
 	if err != nil {
 		return nil, s.toStatus(err)
 	}

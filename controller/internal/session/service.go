@@ -259,14 +259,14 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
 	if err := checkHello(ctx, h); err != nil {
 		id := access.From(ctx).ID
-		s.cfg.Audit.Append(ctx, "agent "+id, "denied", "Hello", "%s", status.Convert(err).Message())
+		s.cfg.Audit.Append(ctx, audit.Agent(id), "denied", "Hello", "%s", status.Convert(err).Message())
 		return err
 	}
 	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), access.From(ctx).Certificate)
 	if errors.Is(err, identity.ErrMachine) {
 		s.cfg.Fleet.Raise(h.GetAgentId(), "clone-detected", "another machine speaks with this identity, as after cloning a virtual machine: "+
 			clip(h.GetFacts().GetHost())+"; `stopgap agents reenroll` gives the right one a new key")
-		s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "clone-detected", h.GetAgentId(), "from %s: %v", clip(h.GetFacts().GetHost()), err)
+		s.cfg.Audit.Append(ctx, audit.Agent(h.GetAgentId()), "clone-detected", h.GetAgentId(), "from %s: %v", clip(h.GetFacts().GetHost()), err)
 		s.cfg.Logger.Error("another machine speaks with an agent's identity", "agent", h.GetAgentId(), "host", clip(h.GetFacts().GetHost()), "error", err)
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: %v; an operator can order re-enrolment", err)
 	}
@@ -286,7 +286,7 @@ func (s *Service) auditRefusal(ctx context.Context, h *stopgapv1.Hello) {
 	if a, err := s.cfg.Fleet.Find(h.GetAgentId()); err == nil && a.GetRefusedVersion() == h.GetAttemptedVersion() && a.GetRefusedError() != "" {
 		return
 	}
-	s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))
+	s.cfg.Audit.Append(ctx, audit.Agent(h.GetAgentId()), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))
 }
 
 // heldBy is what an agent says it holds.
@@ -300,7 +300,7 @@ func (s *Service) RenewCertificate(ctx context.Context, r *stopgapv1.RenewCertif
 	cert, err := s.cfg.Registry.Renew(ctx, id, access.From(ctx).Certificate, r.GetCsr())
 	if err != nil {
 		if st := identity.ToStatus(err); st != nil {
-			s.cfg.Audit.Append(ctx, "agent "+id, "renew-refused", id, "%v", err)
+			s.cfg.Audit.Append(ctx, audit.Agent(id), "renew-refused", id, "%v", err)
 			return nil, st
 		}
 		s.cfg.Logger.Error("a certificate can't be renewed", "agent", id, "error", err)
@@ -366,7 +366,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	}
 	if cloned {
 		s.mu.Unlock()
-		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "clone-detected", id, "two processes; the one connected stays, sent away: %s", clip(h.GetFacts().GetHost()))
+		s.cfg.Audit.Append(x.stream.Context(), audit.Agent(id), "clone-detected", id, "two processes; the one connected stays, sent away: %s", clip(h.GetFacts().GetHost()))
 		s.cfg.Logger.Error("two processes speak with one identity; the one connected stays", "agent", id, "host", clip(h.GetFacts().GetHost()))
 		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; `stopgap agents reenroll` gives the right one a new key")
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
@@ -383,7 +383,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	// It may have been revoked between opening the stream and now: whoever revokes looks for a live stream after the record
 	// is written, so one of the two sees the other.
 	if err := s.cfg.Registry.Check(id, access.From(x.stream.Context()).Certificate); err != nil {
-		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "denied", "Hello", "%v", err)
+		s.cfg.Audit.Append(x.stream.Context(), audit.Agent(id), "denied", "Hello", "%v", err)
 		x.end(status.Error(codes.PermissionDenied, err.Error()))
 	}
 	select {

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stopgap-em/stopgap/controller/internal/access"
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/transport"
@@ -247,7 +248,7 @@ func (s *session) nacked(n *stopgapv1.PolicyNack) {
 	s.svc.cfg.Logger.Error("policy refused by an agent", "agent", s.id, "version", n.GetVersion(), "permanent", n.GetPermanent(), "error", clip(n.GetError()))
 	s.svc.cfg.Fleet.Refused(s.id, n.GetTargetsVersion(), n.GetVersion(), n.GetError())
 	if s.nacks++; s.nacks <= maxAuditedNacks {
-		s.svc.cfg.Audit.Append(s.stream.Context(), "agent "+s.id, "policy-refused", fmt.Sprintf("timestamp %d", n.GetVersion()), "%s", clip(n.GetError()))
+		s.svc.cfg.Audit.Append(s.stream.Context(), audit.Agent(s.id), "policy-refused", fmt.Sprintf("timestamp %d", n.GetVersion()), "%s", clip(n.GetError()))
 	}
 	held := tufpolicy.Versions{Root: n.GetRootVersion(), Timestamp: n.GetHeldVersion(), Targets: n.GetTargetsVersion()}
 	if n.GetPermanent() {
