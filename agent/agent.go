@@ -33,6 +33,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/uplink"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/task"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -487,7 +488,7 @@ func (h *handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNa
 	var ref *tufpolicy.Refusal
 	permanent := errors.As(err, &ref) && !ref.Retry || errors.Is(err, tufpolicy.ErrNoRoot)
 	h.log.Error("policy refused; what is held stays", "timestamp", u.GetTimestampVersion(), "held", held.Versions.Targets, "error", err)
-	why := cut(err.Error(), 1<<10)
+	why := bounded.Text(err.Error(), 1<<10)
 	h.cfg.Events.Tell(event.PolicyRefused, "A policy update was refused; what is held (version %d) stays. %s", held.Versions.Targets, why)
 	if permanent {
 		held.Attempted, held.AttemptedError, held.RefusedAt = u.GetTimestampVersion(), why, time.Now().UTC()
@@ -530,10 +531,6 @@ func (h *handler) keep(held, next policy.Held) error {
 		h.log.Error("the trust anchor could not be written", "error", err)
 	}
 	return nil
-}
-
-func cut(s string, n int) string {
-	return strings.ToValidUTF8(s[:min(len(s), n)], "?")
 }
 
 // Assignment implements uplink.Handler.

@@ -19,6 +19,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/trustedmetadata"
 
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
 
@@ -188,7 +189,7 @@ func common(what, typ, want, spec string, version int64, sigs int) error {
 	return nil
 }
 
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 64)], "?") }
+func clip(s string) string { return bounded.Text(s, 64) }
 
 // Verify checks an update against what is trusted and gives what is to be trusted instead: signatures to the threshold,
 // expiry at now, no version that goes back, length and hash of every part. All of it or nothing. Errors: ErrUnchanged,
@@ -238,7 +239,7 @@ func verify(st State, u Update, now time.Time) (next State, err error) {
 	if len(st.Root) == 0 {
 		return st, ErrNoRoot
 	}
-	if err := bounded(u); err != nil {
+	if err := withinBounds(u); err != nil {
 		return st, err
 	}
 	if err := shaped(u); err != nil {
@@ -293,7 +294,7 @@ func (s *State) setExpiry(root, timestamp, snapshot, targets time.Time) {
 	}
 }
 
-func bounded(u Update) error {
+func withinBounds(u Update) error {
 	for _, x := range []struct {
 		name       string
 		got, limit int

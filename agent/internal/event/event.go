@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Source is the name of the event source in the Application log.
@@ -113,8 +114,7 @@ func (t *Teller) Tell(id ID, format string, args ...any) {
 	if t == nil {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "?")
+	text := bounded.Text(fmt.Sprintf(format, args...), maxText)
 	if t.log == nil {
 		t.out.Debug("event", "id", uint32(id), "text", text)
 		return

@@ -9,7 +9,6 @@ import (
 	"context"
 	"fmt"
 	"sort"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/limit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 const (
@@ -73,7 +73,7 @@ func Load(ctx context.Context, st store.Store, log hclog.Logger) (*Log, error) {
 	return l, nil
 }
 
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
+func clip(s string) string { return bounded.Text(s, maxText) }
 
 // admitted says whether another may write now; the caller holds the lock.
 func (l *Log) admitted(actor Actor) bool {

@@ -19,6 +19,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/limit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -151,7 +152,7 @@ func (r *Registry) Seen(ctx context.Context, id, name, machine string, c *x509.C
 	r.change.Lock()
 	defer r.change.Unlock()
 	rec, ok := r.Get(id)
-	machine = machine[:min(len(machine), maxMachine)]
+	machine = bounded.Text(machine, maxMachine)
 	switch {
 	case ok && rec.MachineID != "" && machine != "" && rec.MachineID != machine:
 		return fmt.Errorf("%w (%s, now %s)", ErrMachine, rec.MachineID, machine)

@@ -24,6 +24,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/trust"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -97,11 +98,7 @@ func (s *Service) toStatus(err error) error {
 		}
 		s.cfg.Logger.Error("operator call failed", "error", err)
 	}
-	text := strings.ToValidUTF8(err.Error(), "?")
-	if len(text) > maxError {
-		text = strings.ToValidUTF8(text[:maxError], "") + "\n... and more"
-	}
-	return status.Error(code, text)
+	return status.Error(code, bounded.Text(err.Error(), maxError))
 }
 
 // actor names who calls, for the audit log.

@@ -24,6 +24,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -220,7 +221,7 @@ func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step str
 }
 
 // cut bounds what servers are told as a reason.
-func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), 300)], "") }
+func cut(s string) string { return bounded.Text(s, 300) }
 
 // item chooses among the revisions of one mitigation, oldest first; nil: none is named. The caller holds the lock.
 func (r *Rollout) item(docs []*mitigation.Document, srv Server, say func(string)) *stopgapv1.AssignmentItem {

@@ -24,6 +24,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
@@ -269,7 +270,7 @@ func (s *session) nacked(n *stopgapv1.PolicyNack) {
 
 const maxLogged = 256
 
-func clip(s string) string { return s[:min(len(s), maxLogged)] }
+func clip(s string) string { return bounded.Text(s, maxLogged) }
 
 func (s *session) outcomes(b *stopgapv1.OutcomeBatch) error {
 	batch, err := checkBatch(s.id, b)

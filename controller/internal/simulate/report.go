@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sort"
 	"strings"
+
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Bounds on what a report remembers: of more different values than this the rest is counted together.
@@ -151,7 +153,7 @@ func (r *RuleReport) hit(v verdict, e entry) {
 	}
 }
 
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
+func clip(s string) string { return bounded.Text(s, maxText) }
 
 // network is a client's /24 or /48.
 func network(client string) string {
