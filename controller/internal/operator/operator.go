@@ -195,7 +195,8 @@ func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigati
 	released := s.cfg.Rollout.Released()
 	for _, d := range cur.Sorted() {
 		dec := s.cfg.Rollout.Release(d.Ref())
-		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()], Release: dec.Release, ReleaseReason: dec.Reason}
+		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()],
+			Release: max(dec.Release, stopgapv1.Release_RELEASE_RELEASED), ReleaseReason: dec.Reason}
 		for st := range stopgapv1.OutcomeState_name {
 			if n := counts[d.Ref()][stopgapv1.OutcomeState(st)]; n > 0 {
 				m.Counts = append(m.Counts, &stopgapv1.StateCount{State: stopgapv1.OutcomeState(st), Count: n})

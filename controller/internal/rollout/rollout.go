@@ -167,7 +167,8 @@ func (r *Rollout) Set(ctx context.Context, id string, revision uint32, d Decisio
 		return err
 	}
 	ref := mitigation.Ref(id, revision)
-	op := store.Op{Key: kRelease + ref, Value: raw, Delete: d.Release == stopgapv1.Release_RELEASE_UNSPECIFIED}
+	// Released is the default: there is no decision to keep.
+	op := store.Op{Key: kRelease + ref, Value: raw, Delete: d.Release <= stopgapv1.Release_RELEASE_RELEASED}
 	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{op}); err != nil {
 		return err
 	}

@@ -28,9 +28,9 @@ const (
 type Release int32
 
 const (
-	// Released: the newest revision of each mitigation, by default.
+	// In a SetReleaseRequest, the same as released.
 	Release_RELEASE_UNSPECIFIED Release = 0
-	// Released to everybody.
+	// Released, as rollouts decide: no operator holds it back or has it taken off. The default.
 	Release_RELEASE_RELEASED Release = 1
 	// Not released: servers that have it keep it, others don't get it.
 	Release_RELEASE_HELD Release = 2
@@ -1452,9 +1452,7 @@ type MitigationSummary struct {
 	Assigned bool `protobuf:"varint,3,opt,name=assigned,proto3" json:"assigned,omitempty"`
 	// How many servers report which state for this mitigation at this revision.
 	Counts []*StateCount `protobuf:"bytes,4,rep,name=counts,proto3" json:"counts,omitempty"`
-	// Its source.
-	Content []byte `protobuf:"bytes,5,opt,name=content,proto3" json:"content,omitempty"`
-	// What the controller does with it.
+	// What the controller does with it; never unspecified.
 	Release Release `protobuf:"varint,6,opt,name=release,proto3,enum=stopgap.v1.Release" json:"release,omitempty"`
 	// Why, when somebody decided so.
 	ReleaseReason string `protobuf:"bytes,7,opt,name=release_reason,json=releaseReason,proto3" json:"release_reason,omitempty"`
@@ -1516,13 +1514,6 @@ func (x *MitigationSummary) GetAssigned() bool {
 func (x *MitigationSummary) GetCounts() []*StateCount {
 	if x != nil {
 		return x.Counts
-	}
-	return nil
-}
-
-func (x *MitigationSummary) GetContent() []byte {
-	if x != nil {
-		return x.Content
 	}
 	return nil
 }
@@ -3829,17 +3820,16 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x15fixed_builds_revision\x18\x03 \x01(\rR\x13fixedBuildsRevision\x12!\n" +
 	"\froot_version\x18\x04 \x01(\x04R\vrootVersion\x12A\n" +
 	"\x0etargets_expire\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\rtargetsExpire\x12=\n" +
-	"\froot_expires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrootExpires\"\x9f\x02\n" +
+	"\froot_expires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrootExpires\"\x94\x02\n" +
 	"\x11MitigationSummary\x126\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\v2\x16.stopgap.v1.MitigationR\n" +
 	"mitigation\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x1a\n" +
 	"\bassigned\x18\x03 \x01(\bR\bassigned\x12.\n" +
-	"\x06counts\x18\x04 \x03(\v2\x16.stopgap.v1.StateCountR\x06counts\x12\x18\n" +
-	"\acontent\x18\x05 \x01(\fR\acontent\x12-\n" +
+	"\x06counts\x18\x04 \x03(\v2\x16.stopgap.v1.StateCountR\x06counts\x12-\n" +
 	"\arelease\x18\x06 \x01(\x0e2\x13.stopgap.v1.ReleaseR\arelease\x12%\n" +
-	"\x0erelease_reason\x18\a \x01(\tR\rreleaseReason\"R\n" +
+	"\x0erelease_reason\x18\a \x01(\tR\rreleaseReasonJ\x04\b\x05\x10\x06R\acontent\"R\n" +
 	"\n" +
 	"StateCount\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.stopgap.v1.OutcomeStateR\x05state\x12\x14\n" +
