@@ -63,9 +63,12 @@ func (r *Registry) Enroll(ctx context.Context, secret, csr []byte, name, machine
 	r.change.Lock()
 	e, bound, err := r.enroll(ctx, hash, csr, name, machine)
 	r.change.Unlock()
-	if errors.Is(err, ErrToken) && r.refusals.Allow() {
-		r.audit.Append(ctx, audit.Nobody, "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
-	} else if err != nil {
+	switch {
+	case errors.Is(err, ErrToken): // the hash is whatever a stranger sent: it must not be an actor with a bound of its own
+		if r.refusals.Allow() {
+			r.audit.Append(ctx, audit.Nobody, "enroll-refused", name, "a token that is not valid (hash %s)", hash[:12])
+		}
+	case err != nil:
 		r.audit.Append(ctx, audit.Token(hash[:12]), "enroll-refused", name, "%v", err)
 	}
 	if bound {

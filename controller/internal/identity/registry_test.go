@@ -351,3 +351,18 @@ func FuzzEnrolmentRequest(f *testing.F) {
 		}
 	})
 }
+
+func TestBadTokensDoNotFillTheAuditLog(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	csr, _ := request(t)
+	for i := range 4 * refusalsBurst {
+		if _, err := w.reg.Enroll(t.Context(), []byte{byte(i), byte(i >> 8)}, csr, "EX01", "m"); !errors.Is(err, ErrToken) {
+			t.Fatal(err)
+		}
+	}
+	resp, err := w.log.List(t.Context(), 0)
+	if err != nil || len(resp.GetEntries()) == 0 || len(resp.GetEntries()) > refusalsBurst {
+		t.Errorf("%d entries, %v; want 1 to %d", len(resp.GetEntries()), err, refusalsBurst)
+	}
+}
