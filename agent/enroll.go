@@ -22,6 +22,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -92,7 +93,7 @@ func Enroll(ctx context.Context, cfg EnrollConfig) (string, error) {
 	if err := checkIdentity(token, resp, key); err != nil {
 		return "", fmt.Errorf("enroll: what the controller sent is not to be believed: %w", err)
 	}
-	if err := trust.MakePrivateDir(cfg.StateDir); err != nil {
+	if err := files.MakePrivateDir(cfg.StateDir); err != nil {
 		return "", err
 	}
 	if err := anchor.Write(cfg.StateDir); err != nil {
@@ -236,10 +237,10 @@ func install(dir string, resp *stopgapv1.EnrollResponse, key *ecdsa.PrivateKey) 
 	if err := trust.WriteCredentials(next, resp.GetCa(), resp.GetCertificate(), key); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := files.Rename(dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Rename(next, dir); err != nil {
+	if err := files.Rename(next, dir); err != nil {
 		return err
 	}
 	return trust.RemoveCredentials(old)

@@ -25,6 +25,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -139,22 +140,8 @@ func (d Dir) ReadFile(windows string) ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	data, err := readBounded(p)
+	data, err := files.Read(p, MaxFile)
 	return data, p, err
-}
-
-func readBounded(p string) ([]byte, error) {
-	st, err := os.Stat(p)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", p)
-	}
-	if st.Size() > MaxFile {
-		return nil, fmt.Errorf("%s: %d bytes, limit %d", p, st.Size(), MaxFile)
-	}
-	return os.ReadFile(p)
 }
 
 // WebConfig reads the web.config of a physical directory; it makes Dir an iisconfig.Files.
@@ -186,7 +173,7 @@ func (d Dir) WriteServer(s Server) error { return d.write(ServerFile, s) }
 
 // FrontEnd is the address of the web site; "" while nobody serves it.
 func (d Dir) FrontEnd() (string, error) {
-	data, err := readBounded(filepath.Join(string(d), FrontEndFile))
+	data, err := files.Read(filepath.Join(string(d), FrontEndFile), MaxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -289,7 +276,7 @@ func (d Dir) SetServicing(on bool) error {
 }
 
 func (d Dir) read(file string, v any) error {
-	data, err := readBounded(filepath.Join(string(d), file))
+	data, err := files.Read(filepath.Join(string(d), file), MaxFile)
 	if err != nil {
 		return err
 	}
@@ -304,21 +291,7 @@ func (d Dir) write(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(string(d), file+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(string(d), file))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return files.Replace(filepath.Join(string(d), file), append(data, '\n'), files.Private)
 }
 
 // Two processes change services.json: the agent and whoever plays the server. The lock is a file made with O_EXCL, so

@@ -23,6 +23,7 @@ import (
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -88,7 +89,7 @@ func (d *Dir) readMetadata(name string) error {
 	if err != nil || n == 0 || strconv.FormatUint(n, 10) != number {
 		return nil //nolint:nilerr // not one of ours: an editor's backup, say
 	}
-	into, limit := d.roots, int64(tufpolicy.MaxRoot)
+	into, limit := d.roots, tufpolicy.MaxRoot
 	switch kind {
 	case "root.json":
 	case "targets.json":
@@ -96,22 +97,8 @@ func (d *Dir) readMetadata(name string) error {
 	default:
 		return nil
 	}
-	into[n], err = readBounded(filepath.Join(d.path, metadataDir, name), limit)
+	into[n], err = files.ReadRegular(filepath.Join(d.path, metadataDir, name), limit)
 	return err
-}
-
-func readBounded(p string, limit int64) ([]byte, error) {
-	st, err := os.Lstat(p)
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", p)
-	}
-	if st.Size() > limit {
-		return nil, fmt.Errorf("%s has %d bytes, limit %d", p, st.Size(), limit)
-	}
-	return os.ReadFile(p)
 }
 
 func (d *Dir) readDocuments() error {
@@ -131,7 +118,7 @@ func (d *Dir) readDocuments() error {
 		if len(d.docs) >= tufpolicy.MaxTargets {
 			return fmt.Errorf("%s: more than %d documents", base, tufpolicy.MaxTargets)
 		}
-		d.docs[rel], err = readBounded(p, mitigation.MaxBytes)
+		d.docs[rel], err = files.ReadRegular(p, mitigation.MaxBytes)
 		return err
 	})
 }
@@ -312,7 +299,7 @@ func (d *Dir) writeRoot() error {
 		return err
 	}
 	d.roots[uint64(d.rootDraft.Signed.Version)] = data
-	return writeFile(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.root.json", d.rootDraft.Signed.Version)), data)
+	return files.Replace(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.root.json", d.rootDraft.Signed.Version)), data, files.Public)
 }
 
 // writeHead brings the head's targets up to the documents and writes it.
@@ -334,7 +321,7 @@ func (d *Dir) writeTargets() error {
 		return err
 	}
 	d.targets[uint64(d.head.Signed.Version)] = data
-	return writeFile(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.targets.json", d.head.Signed.Version)), data)
+	return files.Replace(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.targets.json", d.head.Signed.Version)), data, files.Public)
 }
 
 func (d *Dir) putDocument(p string, data []byte) error {
@@ -343,24 +330,7 @@ func (d *Dir) putDocument(p string, data []byte) error {
 		return err
 	}
 	d.docs[p] = data
-	return writeFile(full, data)
-}
-
-// writeFile replaces a file in one step.
-func writeFile(name string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
-	return err
+	return files.Replace(full, data, files.Public)
 }
 
 // edit makes the head a draft that can be changed: the next version where the head is signed, else the head itself without
