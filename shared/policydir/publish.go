@@ -47,12 +47,12 @@ func (d *Dir) Files() (map[string][]byte, error) {
 	}
 	out := map[string][]byte{}
 	for v, data := range d.roots {
-		out[fmt.Sprintf("%s/%d.root.json", metadataDir, v)] = data
+		out[tufpolicy.File{Root: v}.Path()] = data
 	}
 	v := uint64(d.head.Signed.Version)
-	out[fmt.Sprintf("%s/%d.targets.json", metadataDir, v)] = d.targets[v]
+	out[tufpolicy.File{Targets: v}.Path()] = d.targets[v]
 	for p, data := range d.docs {
-		out[targetsDir+"/"+p] = data
+		out[tufpolicy.File{Document: p}.Path()] = data
 	}
 	return out, nil
 }

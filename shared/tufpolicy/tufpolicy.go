@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -38,9 +37,6 @@ const (
 	MaxDocuments = 12 << 20
 	maxSigs      = 64
 )
-
-// PolicyName is the path of the table of what is allowed.
-const PolicyName = "policy.yaml"
 
 // State is the policy that is trusted. The zero State trusts nothing and accepts nothing.
 type State struct {
@@ -100,27 +96,6 @@ func (r *Refusal) Unwrap() error { return r.Err }
 func refuse(format string, args ...any) error { return &Refusal{Err: fmt.Errorf(format, args...)} }
 func again(format string, args ...any) error {
 	return &Refusal{Retry: true, Err: fmt.Errorf(format, args...)}
-}
-
-var documentPath = regexp.MustCompile(`^mitigations/([A-Za-z0-9](?:[-._]?[A-Za-z0-9]){0,39})/([1-9][0-9]{0,6})\.yaml$`)
-
-// DocumentPath is where a revision stands among the targets.
-func DocumentPath(id string, revision uint32) string {
-	return fmt.Sprintf("mitigations/%s/%d.yaml", id, revision)
-}
-
-// AllowedPath says whether a target may have this path.
-func AllowedPath(p string) bool {
-	return p == PolicyName || p == mitigation.FixedBuildsName || documentPath.MatchString(p)
-}
-
-// ParsePath splits the path of a mitigation document; ok is false for the two tables.
-func ParsePath(p string) (id, revision string, ok bool) {
-	m := documentPath.FindStringSubmatch(p)
-	if m == nil {
-		return "", "", false
-	}
-	return m[1], m[2], true
 }
 
 // RootFingerprint is how a token, a stick or a person names a root: the SHA-256 of its exact bytes.
