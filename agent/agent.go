@@ -25,6 +25,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/host/lab"
 	"github.com/stopgap-em/stopgap/agent/internal/host/windows"
+	"github.com/stopgap-em/stopgap/agent/internal/identity"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/localapi"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
@@ -76,7 +77,7 @@ type Agent struct {
 	cfg       Config
 	id        string
 	instance  string
-	creds     *credentials
+	creds     *identity.Credentials
 	journal   *journal.Journal
 	driver    host.Driver
 	reconcile *reconcile.Reconciler
@@ -111,13 +112,13 @@ func New(cfg Config) (*Agent, error) {
 		return nil, errors.New("agent: an interval is negative")
 	}
 	if cfg.Credentials == "" {
-		cfg.Credentials = filepath.Join(cfg.StateDir, "credentials")
+		cfg.Credentials = filepath.Join(cfg.StateDir, identity.CredentialsDir)
 	}
-	creds, err := openCredentials(cfg.Credentials)
+	creds, err := identity.Open(cfg.Credentials)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w (`stopgap-agent enroll` gets them)", err)
 	}
-	who := creds.get()
+	who := creds.Get()
 	if who.Identity.Kind != trust.KindAgent {
 		return nil, fmt.Errorf("agent: the certificate in %s is for an %s", cfg.Credentials, who.Identity.Kind)
 	}
@@ -177,7 +178,7 @@ func (a *Agent) build() error {
 		return err
 	}
 	dial := func() []grpc.DialOption {
-		opts := transport.DialOptions(trust.ClientTLS(a.creds.get(), a.cfg.ServerName))
+		opts := transport.DialOptions(trust.ClientTLS(a.creds.Get(), a.cfg.ServerName))
 		if a.cfg.Dialer != nil {
 			opts = append(opts, grpc.WithContextDialer(a.cfg.Dialer))
 		}
@@ -268,7 +269,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.uplink.Run,
 		a.watchController,
 		func(ctx context.Context) error {
-			return a.creds.run(ctx, a.uplink, a.set, a.log.Named("identity"))
+			return a.creds.Run(ctx, a.uplink, a.set, a.log.Named("identity"))
 		},
 		func(ctx context.Context) error {
 			return localapi.Serve(ctx, ln, (*local)(a), a.log.Named("localapi"))
@@ -578,10 +579,7 @@ func (h *handler) Command(k stopgapv1.CommandKind) {
 		}
 		h.uplink.Wake()
 	case stopgapv1.CommandKind_COMMAND_KIND_RENEW:
-		select {
-		case h.creds.kick <- struct{}{}:
-		default:
-		}
+		h.creds.RenewSoon()
 	case stopgapv1.CommandKind_COMMAND_KIND_UNSPECIFIED:
 	default:
 		h.log.Warn("a command of a newer controller", "kind", int(k))

@@ -42,7 +42,7 @@ func (l *local) Status(context.Context) (*stopgapv1.StatusResponse, error) {
 	if !up.LastContact.IsZero() {
 		s.LastContact = timestamppb.New(up.LastContact)
 	}
-	s.CertificateExpires = timestamppb.New(l.creds.get().Cert.Leaf.NotAfter)
+	s.CertificateExpires = timestamppb.New(l.creds.Get().Cert.Leaf.NotAfter)
 	return s, nil
 }
 
