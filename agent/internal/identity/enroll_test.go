@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/policy"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -148,7 +150,7 @@ func TestAnAgentThatRunsIsNotEnrolledAgainUnderIt(t *testing.T) {
 	i.root = root(t)
 	i.serve()
 	state := t.TempDir()
-	j, err := journal.Open(state, nil)
+	j, err := journal.Open(state, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
