@@ -258,7 +258,8 @@ func (a *Agent) watchController(ctx context.Context) error {
 			}
 		case !lost && time.Since(last) > lostAfter:
 			lost = true
-			a.cfg.Events.Tell(event.ControllerLost, "The agent has no stream to %s: %s. What is applied stays and is repaired; the policy is asked for hourly. `stopgap-agent check` shows where the way ends.",
+			a.cfg.Events.Tell(event.ControllerLost, "The agent has no stream to %s: %s. What is applied stays and is repaired; the policy is "+
+				"asked for hourly. `stopgap-agent check` shows where the way ends.",
 				a.cfg.Controller, s.LastError)
 		}
 	}

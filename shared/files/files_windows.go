@@ -43,8 +43,8 @@ func keepPrivate(path string) error {
 	return err
 }
 
-// makePrivateDir makes a directory with its access from the first moment on. One that is there must be a directory, no link to one, and belong
-// to SYSTEM, Administrators or us: anybody may make directories below %ProgramData%, and who owns one decides who reads it.
+// makePrivateDir makes a directory with its access from the first moment on. One that is there must be a directory, no link to one,
+// and belong to SYSTEM, Administrators or us: anybody may make directories below %ProgramData%, and who owns one decides who reads it.
 func makePrivateDir(dir string) error {
 	sd, err := descriptor()
 	if err != nil {
@@ -63,8 +63,8 @@ func makePrivateDir(dir string) error {
 		return err
 	}
 	// By handle, so that what is looked at is what is changed.
-	h, err := windows.CreateFile(name, windows.READ_CONTROL|windows.WRITE_DAC|windows.FILE_READ_ATTRIBUTES, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE,
-		nil, windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
+	h, err := windows.CreateFile(name, windows.READ_CONTROL|windows.WRITE_DAC|windows.FILE_READ_ATTRIBUTES,
+		windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil, windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,8 @@ func makePrivateDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return windows.SetSecurityInfo(h, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+	return windows.SetSecurityInfo(h, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION,
+		nil, nil, dacl, nil)
 }
 
 // trusted says whether an owner is SYSTEM, Administrators, one of its members by the name of the machine's administrator, or us.

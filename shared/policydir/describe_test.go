@@ -39,7 +39,8 @@ func TestWhatThisVersionDoesNotUnderstandIsNotSigned(t *testing.T) {
 	}
 	signer := key(signkey.RoleTargets)
 	const life = time.Hour
-	d, err := Init(filepath.Join(t.TempDir(), "policy"), InitConfig{Root: []signkey.Public{key(signkey.RoleRoot).Public}, Targets: []signkey.Public{signer.Public},
+	d, err := Init(filepath.Join(t.TempDir(), "policy"), InitConfig{
+		Root: []signkey.Public{key(signkey.RoleRoot).Public}, Targets: []signkey.Public{signer.Public},
 		RootThreshold: 1, TargetsThreshold: 1, Snapshot: key(signkey.RoleSnapshot).Public, Timestamp: key(signkey.RoleTimestamp).Public,
 		RootLife: life, TargetsLife: life, Now: time.Now()})
 	if err != nil {

@@ -20,7 +20,8 @@ func TestEveryFileOfAPolicyHasOnePath(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"", "metadata", "metadata/", "metadata/root.json", "metadata/0.root.json", "metadata/01.root.json",
-		"metadata/-1.root.json", "metadata/+1.root.json", "metadata/1.5.root.json", "metadata/99999999999999999999.root.json", "metadata/1.timestamp.json",
+		"metadata/-1.root.json", "metadata/+1.root.json", "metadata/1.5.root.json", "metadata/99999999999999999999.root.json",
+		"metadata/1.timestamp.json",
 		"metadata/1.root.json~", "metadata/x/1.root.json", "/metadata/1.root.json", "./metadata/1.root.json", "targets/", "targets/other.yaml",
 		"targets/mitigations/M1/0.yaml", "targets/mitigations/M1/01.yaml", "targets/mitigations/../M1/1.yaml", "targets/../metadata/1.root.json",
 		"Targets/policy.yaml", `targets\policy.yaml`} {

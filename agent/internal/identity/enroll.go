@@ -184,7 +184,8 @@ func (cfg *Config) anchor(token trust.Token, resp *stopgapv1.EnrollResponse) (po
 		return next, err
 	}
 	if info.Version == st.Versions.Root && !bytes.Equal(had.Root, resp.GetRoot()) {
-		return next, fmt.Errorf("this agent trusts another root %d than the token names; if the fleet's root keys were lost, --new-root gives up the one held", info.Version)
+		return next, fmt.Errorf("this agent trusts another root %d than the token names; if the fleet's root keys were lost, --new-root gives "+
+			"up the one held", info.Version)
 	}
 	// The root held stays: a newer one must follow from it.
 	return policy.Anchor{Fleet: next.Fleet, Root: had.Root, Floor: max(had.Floor, next.Floor)}, nil
@@ -225,7 +226,8 @@ func checkCertificate(der []byte, roots *x509.CertPool, key *ecdsa.PrivateKey, i
 		return fmt.Errorf("the certificate names %s %s, the answer %s", who.Kind, who.ID, id)
 	}
 	// The CA's clock counts here, not ours, which may be wrong: the policy's end is judged by ours.
-	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: cert.NotBefore.Add(time.Second), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: cert.NotBefore.Add(time.Second),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	return err
 }
 

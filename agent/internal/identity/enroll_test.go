@@ -3,7 +3,6 @@ package identity
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"errors"
 	"io/fs"
 	"os"
@@ -77,14 +76,14 @@ func TestWhatTheTokenDoesNotVouchForIsNotBelieved(t *testing.T) {
 	i.root = root(t)
 	other := root(t)
 	i.serve()
-	foreign := newKey(t).Public().(*ecdsa.PublicKey)
+	foreign := &newKey(t).PublicKey
 	for name, c := range map[string]struct {
 		alter func(*stopgapv1.EnrollResponse)
 		want  string
 	}{
 		"another root":                  {func(r *stopgapv1.EnrollResponse) { r.Root = other }, "another policy root"},
 		"a CA bundle without the CA":    {func(r *stopgapv1.EnrollResponse) { r.Ca = [][]byte{stranger.ca.Raw} }, "not in the bundle"},
-		"a certificate of another key":  {func(r *stopgapv1.EnrollResponse) { r.Certificate = i.agent(foreign, r.GetAgentId()).Raw }, "another key"},
+		"a certificate of another key":  {func(r *stopgapv1.EnrollResponse) { r.Certificate = i.agent(foreign, r.AgentId).Raw }, "another key"},
 		"another id":                    {func(r *stopgapv1.EnrollResponse) { r.AgentId = "00ff" }, "names agent"},
 		"a certificate that is rubbish": {func(r *stopgapv1.EnrollResponse) { r.Certificate = []byte("x") }, "not to be believed"},
 	} {

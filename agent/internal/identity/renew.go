@@ -103,7 +103,8 @@ func (c *Credentials) late(err error, now time.Time) string {
 	leaf := c.Get().Cert.Leaf
 	switch left := leaf.NotAfter.Sub(now); {
 	case left < 0:
-		return fmt.Sprintf("the certificate expired on %s and can't be renewed (%v); after 30 days this agent has to enrol again", leaf.NotAfter.Format(time.RFC3339), err)
+		return fmt.Sprintf("the certificate expired on %s and can't be renewed (%v); after 30 days this agent has to enrol again",
+			leaf.NotAfter.Format(time.RFC3339), err)
 	case left < (leaf.NotAfter.Sub(leaf.NotBefore)-trust.Backdate)/4:
 		return fmt.Sprintf("the certificate ends on %s and can't be renewed: %v", leaf.NotAfter.Format(time.RFC3339), err)
 	}

@@ -61,11 +61,13 @@ func TestAKeeperKeepsWhatItAcceptsInStoreAndAnchorAndRemembersWhatItRefused(t *t
 
 	// What can't be kept is not held.
 	st.fail = errors.New("disk full")
-	if _, _, changed, refused := k.Take(good, now); refused == nil || refused.Permanent || changed || k.Held().Versions.Targets != 0 || k.Policy().Version != 0 {
+	if _, _, changed, refused := k.Take(good, now); refused == nil || refused.Permanent || changed || k.Held().Versions.Targets != 0 ||
+		k.Policy().Version != 0 {
 		t.Errorf("with a full disk: %v", refused)
 	}
 	st.fail = nil
-	if _, after, changed, refused := k.Take(good, now); refused != nil || !changed || after.Versions.Targets != 2 || k.Policy().Revisions["A"][1].Document == nil {
+	if _, after, changed, refused := k.Take(good, now); refused != nil || !changed || after.Versions.Targets != 2 ||
+		k.Policy().Revisions["A"][1].Document == nil {
 		t.Fatalf("a good update: %v", refused)
 	}
 	if _, _, changed, refused := k.Take(good, now); refused != nil || changed {
@@ -78,11 +80,12 @@ func TestAKeeperKeepsWhatItAcceptsInStoreAndAnchorAndRemembersWhatItRefused(t *t
 	// One that leaves out what is not held here may be accepted when all is sent.
 	part := update(t, o, d.Signed().Targets, 2, 2, nil)
 	delete(k.held.Documents, "mitigations/A/1.yaml")
-	if _, _, _, refused := k.Take(encoded(t, part), now); refused == nil || refused.Permanent || k.Claimed().Versions.Targets != 0 || k.Held().Versions.Targets != 2 {
+	if _, _, _, refused := k.Take(encoded(t, part), now); refused == nil || refused.Permanent || k.Claimed().Versions.Targets != 0 ||
+		k.Held().Versions.Targets != 2 {
 		t.Errorf("with a document missing: %v, claims %+v", refused, k.Claimed().Versions)
 	}
-	if _, _, changed, refused := k.Take(encoded(t, update(t, o, d.Signed().Targets, 2, 2, d.Signed().Documents)), now); refused != nil || !changed ||
-		k.Claimed().Versions.Targets != 2 {
+	all := encoded(t, update(t, o, d.Signed().Targets, 2, 2, d.Signed().Documents))
+	if _, _, changed, refused := k.Take(all, now); refused != nil || !changed || k.Claimed().Versions.Targets != 2 {
 		t.Errorf("with everything: %v", refused)
 	}
 

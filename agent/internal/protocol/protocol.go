@@ -135,7 +135,8 @@ func (h *Handler) Welcome(w *stopgapv1.Welcome) error {
 func (h *Handler) Policy(data []byte) (*stopgapv1.PolicyAck, *stopgapv1.PolicyNack) {
 	before, held, changed, refused := h.cfg.Policy.Take(data, time.Now().UTC())
 	if refused != nil {
-		h.cfg.Logger.Error("policy refused; what is held stays", "timestamp", refused.Timestamp, "held", held.Versions.Targets, "error", refused.Err)
+		h.cfg.Logger.Error("policy refused; what is held stays", "timestamp", refused.Timestamp, "held", held.Versions.Targets,
+			"error", refused.Err)
 		h.cfg.Events.Tell(event.PolicyRefused, "A policy update was refused; what is held (version %d) stays. %s", held.Versions.Targets, refused)
 		return nil, &stopgapv1.PolicyNack{Version: refused.Timestamp, HeldVersion: held.Versions.Timestamp, TargetsVersion: held.Versions.Targets,
 			RootVersion: held.Versions.Root, Error: refused.Error(), Permanent: refused.Permanent}

@@ -151,7 +151,8 @@ func TestAPolicyIsAcknowledgedOrRefusedAndHelloSaysWhich(t *testing.T) {
 	if !nack.GetPermanent() || nack.GetVersion() != 3 || nack.GetHeldVersion() != 2 || nack.GetTargetsVersion() != 2 || nack.GetError() == "" {
 		t.Errorf("a forged one: %v", nack)
 	}
-	if h := w.Hello(); h.GetAttemptedVersion() != 3 || h.GetAttemptedError() != nack.GetError() || h.GetPolicyVersion() != 2 || !w.warned("policy-refused") {
+	if h := w.Hello(); h.GetAttemptedVersion() != 3 || h.GetAttemptedError() != nack.GetError() || h.GetPolicyVersion() != 2 ||
+		!w.warned("policy-refused") {
 		t.Errorf("%v", h)
 	}
 	if b := w.Heartbeat(); b.GetTimestampVersion() != 2 {
@@ -235,7 +236,8 @@ func TestAClockThatDiffersIsWarnedOfUntilItNoLongerDoes(t *testing.T) {
 		off  time.Duration
 		want bool
 	}{{time.Second, false}, {-time.Hour, true}, {2 * time.Hour, true}, {0, false}} {
-		if err := w.Welcome(&stopgapv1.Welcome{ServerTime: timestamppb.New(time.Now().Add(c.off))}); err != nil || w.warned("clock-skew") != c.want {
+		err := w.Welcome(&stopgapv1.Welcome{ServerTime: timestamppb.New(time.Now().Add(c.off))})
+		if err != nil || w.warned("clock-skew") != c.want {
 			t.Errorf("%s off: warned %v, %v", c.off, w.warned("clock-skew"), err)
 		}
 	}

@@ -42,8 +42,9 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 		"an operator": {w.person(trust.KindOperator), trust.KindOperator}, "an admin": {w.person(trust.KindAdmin), trust.KindAdmin},
 		"an admin of another fleet": {foreign.person(trust.KindAdmin), ""},
 	}
-	changes := map[string]bool{"Publish": true, "SetRelease": true, "Recheck": true, "CreateToken": true, "RevokeToken": true, "RevokeAgent": true,
-		"ReenrollAgent": true, "Enroll": true, "RenewCertificate": true, "StartRollout": true, "ActOnRollout": true, "SetStrategy": true, "SetSwitch": true}
+	changes := map[string]bool{"Publish": true, "SetRelease": true, "Recheck": true, "CreateToken": true, "RevokeToken": true,
+		"RevokeAgent": true, "ReenrollAgent": true, "Enroll": true, "RenewCertificate": true, "StartRollout": true, "ActOnRollout": true,
+		"SetStrategy": true, "SetSwitch": true}
 	seen := 0
 	for _, file := range []protoreflect.FileDescriptor{stopgapv1.File_stopgap_v1_agent_proto, stopgapv1.File_stopgap_v1_fleet_proto} {
 		for i := range file.Services().Len() {
@@ -81,10 +82,12 @@ func TestEveryMethodSaysWhoMayCallItHowOftenHowLargeAndWhetherItIsAudited(t *tes
 	if seen != len(methods) {
 		t.Errorf("%d methods, %d entries", seen, len(methods))
 	}
-	if _, err := gate.Authorize(with(t.Context(), callers["an admin"].cert), "/stopgap.v1.FleetService/Nothing"); status.Code(err) != codes.PermissionDenied {
+	_, err := gate.Authorize(with(t.Context(), callers["an admin"].cert), "/stopgap.v1.FleetService/Nothing")
+	if status.Code(err) != codes.PermissionDenied {
 		t.Errorf("an unknown method: %v", err)
 	}
-	if _, err := gate.Authorize(peer.NewContext(t.Context(), &peer.Peer{}), stopgapv1.FleetService_ListAgents_FullMethodName); status.Code(err) != codes.Unauthenticated {
+	_, err = gate.Authorize(peer.NewContext(t.Context(), &peer.Peer{}), stopgapv1.FleetService_ListAgents_FullMethodName)
+	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("without TLS: %v", err)
 	}
 }

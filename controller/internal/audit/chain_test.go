@@ -97,7 +97,9 @@ func TestALogOfBeforeActorsHadTwoFieldsIsReadVerifiedAndContinued(t *testing.T) 
 		"an old entry with fields of its own": {newPeople().key(2), func(e *stopgapv1.AuditEntry) { e.ActorName = "eve" }},
 		"a new entry by another":              {newPeople().key(6), func(e *stopgapv1.AuditEntry) { e.ActorName = "eve" }},
 		"a new entry by another kind":         {newPeople().key(6), func(e *stopgapv1.AuditEntry) { e.ActorKind++ }},
-		"a new entry made an old one":         {newPeople().key(6), func(e *stopgapv1.AuditEntry) { e.Actor, e.ActorName, e.ActorKind = "operator ben", "", 0 }},
+		"a new entry made an old one": {newPeople().key(6), func(e *stopgapv1.AuditEntry) {
+			e.Actor, e.ActorName, e.ActorKind = "operator ben", "", 0
+		}},
 	} {
 		e := get(t, st, change.key)
 		altered := proto.CloneOf(e)

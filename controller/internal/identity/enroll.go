@@ -89,7 +89,8 @@ func (r *Registry) enroll(ctx context.Context, hash string, csr []byte, name, ma
 		return e, false, err
 	}
 	if !agentLabel.MatchString(name) || len(machine) > maxMachine {
-		return e, false, fmt.Errorf("%w: a name of 1 to 63 letters, digits, dots, dashes is needed, and a machine id of at most %d bytes", ErrRequest, maxMachine)
+		return e, false, fmt.Errorf("%w: a name of 1 to 63 letters, digits, dots, dashes is needed, and a machine id of at most %d bytes",
+			ErrRequest, maxMachine)
 	}
 	own, err := trust.AgentID(pub)
 	if err != nil {
@@ -104,7 +105,8 @@ func (r *Registry) enroll(ctx context.Context, hash string, csr []byte, name, ma
 	if err != nil {
 		return e, false, err
 	}
-	rec := Record{ID: id, Name: name, Key: keyHash(cert), Labels: t.Labels, MachineID: machine, NotAfter: cert.NotAfter, Issuer: r.ca.Issuer(cert), EnrolledAt: now}
+	rec := Record{ID: id, Name: name, Key: keyHash(cert), Labels: t.Labels, MachineID: machine, NotAfter: cert.NotAfter,
+		Issuer: r.ca.Issuer(cert), EnrolledAt: now}
 	switch old, known := r.Get(id); {
 	case known && old.Revoked != "":
 		return e, false, fmt.Errorf("%w: %s", ErrRevoked, old.Revoked) // neither a key nor a bound token of before comes back

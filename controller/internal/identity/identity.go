@@ -179,7 +179,8 @@ func writeCA(dir string, keys Files, certs []*x509.Certificate, key *ecdsa.Priva
 		return err
 	}
 	// The key beside the old one, then the certificates, then the key in its place: Load finishes what a crash left.
-	if err := files.Replace(keys.caKey(dir)+nextSuffix, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), files.Private); err != nil {
+	data := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+	if err := files.Replace(keys.caKey(dir)+nextSuffix, data, files.Private); err != nil {
 		return err
 	}
 	if err := writeBundle(dir, certs); err != nil {

@@ -211,7 +211,8 @@ func (r *Registry) take(ctx context.Context, id string, change func(*Record)) (R
 }
 
 // Reenroll refuses an agent's present key and makes a token bound to its id; earlier ones that were are taken back.
-func (r *Registry) Reenroll(ctx context.Context, id string, by audit.Actor, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, error) {
+func (r *Registry) Reenroll(ctx context.Context, id string, by audit.Actor, ttl time.Duration, root [32]byte,
+	floor uint64) (trust.Token, error) {
 	if _, ok := r.Get(id); !ok {
 		return trust.Token{}, fmt.Errorf("%w: agent %s", ErrUnknown, id)
 	}
@@ -237,7 +238,8 @@ func ToStatus(err error) error {
 		code codes.Code
 	}{
 		{ErrToken, codes.PermissionDenied}, {ErrRevoked, codes.PermissionDenied}, {ErrKey, codes.PermissionDenied},
-		{ErrRequest, codes.InvalidArgument}, {ErrTooOften, codes.ResourceExhausted}, {ErrUnknown, codes.NotFound}, {ErrMachine, codes.FailedPrecondition},
+		{ErrRequest, codes.InvalidArgument}, {ErrTooOften, codes.ResourceExhausted}, {ErrUnknown, codes.NotFound},
+		{ErrMachine, codes.FailedPrecondition},
 	} {
 		if errors.Is(err, x.err) {
 			st := status.New(x.code, err.Error())

@@ -74,7 +74,8 @@ func (r *Registry) boundTokens(ctx context.Context, id string) ([]store.Op, erro
 var labelKey = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
 // CreateToken makes a token. Errors: ErrRequest.
-func (r *Registry) CreateToken(ctx context.Context, by audit.Actor, t Token, ttl time.Duration, root [32]byte, floor uint64) (trust.Token, Token, error) {
+func (r *Registry) CreateToken(ctx context.Context, by audit.Actor, t Token, ttl time.Duration, root [32]byte,
+	floor uint64) (trust.Token, Token, error) {
 	switch {
 	case ttl < minTokenTTL || ttl > maxTokenTTL:
 		return trust.Token{}, t, fmt.Errorf("%w: a token lives %s to %s, not %s", ErrRequest, minTokenTTL, maxTokenTTL, ttl)
@@ -85,7 +86,8 @@ func (r *Registry) CreateToken(ctx context.Context, by audit.Actor, t Token, ttl
 	}
 	for k, v := range t.Labels {
 		if !labelKey.MatchString(k) || len(v) > maxLabel || strings.ContainsFunc(v, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-			return trust.Token{}, t, fmt.Errorf("%w: label %.70q=%.70q: a key is lower-case letters, digits, dots, dashes, a value at most %d bytes", ErrRequest, k, v, maxLabel)
+			return trust.Token{}, t, fmt.Errorf("%w: label %.70q=%.70q: a key is lower-case letters, digits, dots, dashes, a value at most %d bytes",
+				ErrRequest, k, v, maxLabel)
 		}
 	}
 	have, err := r.Tokens(ctx)
