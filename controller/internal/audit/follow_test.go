@@ -35,9 +35,8 @@ func follow(t *testing.T, l *Log, after uint64, n int) []*stopgapv1.AuditEntry {
 func TestAFollowerGetsEveryEntryOnceFromTheStoreAndThenAsTheyCome(t *testing.T) {
 	t.Parallel()
 	st, load := open(t)
-	l := load()
 	write(t, st, newOthers(), nil, &stopgapv1.AuditEntry{Sequence: 1, Actor: "agent 00ff", Action: "renew"})
-	l = load()
+	l := load()
 	const stored, live = 5, 50
 	for i := range stored - 1 {
 		l.Append(t.Context(), []Actor{ann, Agent("a"), Controller}[i%3], "test", "x", "%d", i)
