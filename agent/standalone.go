@@ -315,7 +315,7 @@ func putBack(d host.Driver, j *journal.Journal, log hclog.Logger) {
 	changes, err := j.Changes()
 	for _, c := range changes {
 		for _, dir := range c.Prior.Files {
-			if _, name, rerr := d.WebConfig(dir); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			if _, name, rerr := d.ConfigFile(host.SplitRef(dir)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 				err = errors.Join(err, fmt.Errorf("%s: %w", name, rerr))
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -281,10 +281,10 @@ func TestAnAgentOlderThanTheSchemaAppliesWhatItCanReadAndSaysWhatItCannot(t *tes
 	if ack := s.try(s.update(tg, 5, docs)).GetPolicyAck(); ack.GetTargetsVersion() != 5 {
 		t.Fatalf("what is signed was not taken: %v", ack)
 	}
-	want := map[string]string{"M1": "OUTCOME_STATE_APPLIED applied", "M9": "OUTCOME_STATE_FAILED needs-newer-agent"}
+	want := map[string]string{"M1": "APPLIED applied", "M9": "FAILED needs-newer-agent"}
 	for len(want) > 0 {
 		o := await(t, s.Outcomes)
-		if want[o.GetMitigation()] == fmt.Sprint(o.GetState(), " ", o.GetCode()) {
+		if want[o.GetMitigation()] == outcome.Name(o.GetState())+" "+o.GetCode() {
 			delete(want, o.GetMitigation())
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,6 +23,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
@@ -371,7 +371,7 @@ func (r *rig) expect(n *node, id, state, code string) *stopgapv1.OutcomeRecord {
 			if o.GetMitigation() != id {
 				continue
 			}
-			if strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_") == state && (code == "" || o.GetCode() == code) {
+			if outcome.Name(o.GetState()) == state && (code == "" || o.GetCode() == code) {
 				got = rec
 				return nil
 			}

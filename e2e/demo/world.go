@@ -16,6 +16,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -302,11 +303,11 @@ func state(r *stopgapv1.OutcomeRecord) string {
 	if r == nil {
 		return "-"
 	}
-	s := strings.TrimPrefix(r.GetOutcome().GetState().String(), "OUTCOME_STATE_")
-	if s == "NOT_APPLICABLE" {
+	s := r.GetOutcome().GetState()
+	if outcome.Of(s).Rollout == outcome.NotForIt {
 		return "n/a " + r.GetOutcome().GetCode()
 	}
-	return s
+	return outcome.Name(s)
 }
 
 // table draws servers against mitigations.

@@ -202,7 +202,7 @@ func applicationHost() string {
         <sectionGroup name="system.webServer">
             <section name="globalModules" allowDefinition="AppHostOnly" overrideModeDefault="Deny" />
             <section name="httpErrors" overrideModeDefault="Allow" />
-            <section name="modules" allowDefinition="MachineToApplication" overrideModeDefault="Deny" />
+            <section name="modules" allowDefinition="MachineToApplication" overrideModeDefault="Allow" />
             <sectionGroup name="rewrite">
                 <section name="globalRules" overrideModeDefault="Deny" allowDefinition="AppHostOnly" />
                 <section name="rules" overrideModeDefault="Allow" />

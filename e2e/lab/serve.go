@@ -17,7 +17,6 @@ import (
 	"github.com/stopgap-em/stopgap/shared/labdir"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
-	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
 // Server is the HTTP front end of a lab server: site "Default Web Site". It reads the configuration again whenever a file
@@ -30,16 +29,11 @@ type Server struct {
 
 	mu       sync.Mutex
 	stamp    map[string]string // file -> size and mtime, of everything the current configuration was read from
-	srv      *iisconfig.Server
+	dirs     map[string]string // file -> physical directory
+	model    *iisconfig.Model
 	srvErr   error
-	rules    map[string]ruleset // by application path
 	restarts map[string]int
 	until    map[string]time.Time // application restarting until
-}
-
-type ruleset struct {
-	rs  *urlrewrite.Ruleset
-	err error
 }
 
 // restartTime is how long an application is busy after its web.config changed.
@@ -149,20 +143,35 @@ func (s *Server) fileStamp(p string) string {
 	return fmt.Sprint(st.Size(), st.ModTime().UnixNano())
 }
 
+// recorder notes each file that the model looks for, so that a change of it, or its appearance, is seen.
+type recorder struct {
+	labdir.Dir
+	s *Server
+}
+
+// ConfigFile implements iisconfig.Files.
+func (r recorder) ConfigFile(dir, file string) ([]byte, string, error) {
+	data, name, err := r.Dir.ConfigFile(dir, file)
+	if name != "" {
+		r.s.stamp[name], r.s.dirs[name] = r.s.fileStamp(name), dir
+	}
+	return data, name, err
+}
+
 // refresh reads the configuration again if a file of it changed.
 func (s *Server) refresh() {
-	changed := s.srv == nil && s.srvErr == nil
+	changed := s.model == nil && s.srvErr == nil
 	for p, old := range s.stamp {
 		if s.fileStamp(p) == old {
 			continue
 		}
 		changed = true
-		s.restart(p)
+		s.restart(s.dirs[p])
 	}
 	if !changed {
 		return
 	}
-	s.stamp, s.rules = map[string]string{}, map[string]ruleset{}
+	s.stamp, s.dirs, s.model = map[string]string{}, map[string]string{}, nil
 	p, err := s.dir.Path(labdir.ApplicationHost)
 	if err != nil {
 		s.srvErr = err
@@ -170,92 +179,93 @@ func (s *Server) refresh() {
 	}
 	s.stamp[p] = s.fileStamp(p)
 	data, name, err := s.dir.ReadFile(labdir.ApplicationHost)
+	var srv *iisconfig.Server
 	if err == nil {
-		s.srv, s.srvErr = iisconfig.Parse(data, name)
-	} else {
-		s.srvErr = err
+		srv, err = iisconfig.Parse(data, name)
 	}
-	if s.srvErr != nil {
+	if s.srvErr = err; err != nil {
 		return
 	}
-	for _, site := range s.srv.FrontEndSites() {
-		for _, a := range site.Apps {
-			if wp, err := s.dir.Path(strings.TrimRight(a.Dir, `\`) + `\web.config`); err == nil {
-				s.stamp[wp] = s.fileStamp(wp)
-			}
-			rs, err := s.srv.Effective(a, s.dir)
-			s.rules[strings.ToLower(a.Path)] = ruleset{rs, err}
+	s.model = iisconfig.NewModel(srv, recorder{s.dir, s})
+	for _, site := range srv.FrontEndSites() { // so that every application's file is watched
+		for _, path := range site.Places() {
+			s.model.At(site, path).Invalid()
 		}
 	}
 }
 
-// restart restarts every application that reads a file.
-func (s *Server) restart(path string) {
-	if s.srv == nil {
+// restart restarts every application that reads the files of a directory.
+func (s *Server) restart(dir string) {
+	if s.model == nil || dir == "" {
 		return
 	}
-	for _, site := range s.srv.FrontEndSites() {
-		for _, a := range site.Apps {
-			wp, err := s.dir.Path(strings.TrimRight(a.Dir, `\`) + `\web.config`)
-			if err != nil || wp != path {
-				continue
-			}
-			for _, r := range s.srv.Readers(a.Dir) {
-				k := strings.ToLower(r.Path)
-				s.restarts[k]++
-				s.until[k] = time.Now().Add(restartTime)
-			}
-			return
+	for _, r := range s.model.Readers(dir) {
+		if r.Place.App.Path != r.Place.Path { // a virtual directory restarts nothing
+			continue
+		}
+		k := strings.ToLower(r.Place.Path)
+		s.restarts[k]++
+		s.until[k] = time.Now().Add(restartTime)
+	}
+}
+
+// composed is what the front end does with the requests to one path.
+type composed struct {
+	app  *iisconfig.App
+	rs   *urlrewrite.Ruleset // nil: the rewrite module does not run there
+	err  error
+	busy time.Duration
+}
+
+// compose reads the configuration of a path as IIS composes it.
+func (s *Server) compose(path string) (c composed, srvErr error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh()
+	if s.srvErr != nil {
+		return c, s.srvErr
+	}
+	sites := s.model.Server().FrontEndSites()
+	if len(sites) == 0 || sites[0].AppFor(path) == nil {
+		return c, nil
+	}
+	p := s.model.At(sites[0], path)
+	c.app, c.busy = p.App, time.Until(s.until[strings.ToLower(p.App.Path)])
+	if c.rs, _, c.err = p.Rules(); c.err == nil {
+		if runs, _ := p.Module(); !runs {
+			c.rs = nil
 		}
 	}
+	return c, nil
 }
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	s.refresh()
-	srv, srvErr := s.srv, s.srvErr
-	var site *iisconfig.Site
-	var app *iisconfig.App
-	var rules ruleset
-	var busy time.Duration
-	if srvErr == nil {
-		if sites := srv.FrontEndSites(); len(sites) > 0 {
-			site = sites[0]
-			app = site.AppFor(r.URL.Path)
-		}
-		if app != nil {
-			rules = s.rules[strings.ToLower(app.Path)]
-			busy = time.Until(s.until[strings.ToLower(app.Path)])
-		}
-	}
-	s.mu.Unlock()
+	c, srvErr := s.compose(r.URL.Path)
 	switch {
 	case srvErr != nil:
 		fail(w, http.StatusServiceUnavailable, "IIS can't read its configuration: "+srvErr.Error())
 		return
-	case app == nil:
+	case c.app == nil:
 		fail(w, http.StatusNotFound, "no site")
 		return
 	case strings.HasPrefix(r.URL.Path, "/_lab/um"):
 		s.unifiedMessaging(w)
 		return
 	}
-	if busy > 0 {
-		time.Sleep(busy)
+	if c.busy > 0 {
+		time.Sleep(c.busy)
 	}
-	if rules.err != nil {
+	if c.err != nil {
 		w.Header().Set("X-Lab-Substatus", "500.19")
-		fail(w, http.StatusInternalServerError, "HTTP Error 500.19 - "+configError(rules.err))
+		fail(w, http.StatusInternalServerError, "HTTP Error 500.19 - "+configError(c.err))
 		return
 	}
-	s.handle(w, r, app, rules.rs)
+	s.handle(w, r, c.app, c.rs)
 }
 
 func configError(err error) string {
-	var ce *urlrewrite.ConfigError
-	var se *xmldoc.SyntaxError
-	if errors.As(err, &ce) || errors.As(err, &se) {
+	if bad := iisconfig.AsInvalid(err); bad != nil {
 		return err.Error()
 	}
 	return "the configuration can't be read: " + err.Error()
@@ -263,8 +273,12 @@ func configError(err error) string {
 
 func (s *Server) handle(w http.ResponseWriter, r *http.Request, app *iisconfig.App, rs *urlrewrite.Ruleset) {
 	req := &urlrewrite.Request{Method: r.Method, Scheme: "https", Host: r.Host, Path: r.URL.Path, RawQuery: r.URL.RawQuery,
-		Header: r.Header, RemoteAddr: r.RemoteAddr}
-	res, err := rs.Inbound(req, app.Path)
+		Header: r.Header, RemoteAddr: r.RemoteAddr, OwnBase: true}
+	var res urlrewrite.Result
+	var err error
+	if rs != nil {
+		res, err = rs.Inbound(req, app.Path)
+	}
 	if err != nil {
 		fail(w, http.StatusInternalServerError, err.Error())
 		return
@@ -292,9 +306,13 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request, app *iisconfig.A
 		return
 	}
 	resp := s.exchange(r)
-	if _, err := rs.Outbound(req, resp.header); err != nil {
-		fail(w, http.StatusInternalServerError, err.Error())
-		return
+	if rs != nil {
+		out := &urlrewrite.Response{Status: resp.status, Header: resp.header, Body: resp.body}
+		if _, _, err := rs.Respond(req, out); err != nil {
+			fail(w, http.StatusInternalServerError, err.Error())
+			return
+		}
+		resp.body = out.Body
 	}
 	for k, v := range resp.header {
 		w.Header()[k] = v

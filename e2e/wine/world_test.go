@@ -25,6 +25,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -290,7 +291,7 @@ func (w *world) expect(want, reason string, ids ...string) {
 		}
 		for _, id := range ids {
 			o := all[id]
-			if got := strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"); got != want || !strings.Contains(o.GetReason(), reason) {
+			if got := outcome.Name(o.GetState()); got != want || !strings.Contains(o.GetReason(), reason) {
 				return fmt.Errorf("%s is %s (%s: %s), want %s %q", id, got, o.GetCode(), o.GetReason(), want, reason)
 			}
 		}

@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/stopgap-em/stopgap/shared/files"
@@ -140,27 +141,45 @@ func (d Dir) ReadFile(windows string) ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	data, err := files.Read(p, MaxFile)
+	data, err := readBounded(p)
 	return data, p, err
 }
 
-// WebConfig reads the web.config of a physical directory; it makes Dir an iisconfig.Files.
-func (d Dir) WebConfig(dir string) ([]byte, string, error) {
-	data, name, err := d.ReadFile(strings.TrimRight(dir, `\/`) + `\web.config`)
+// readBounded reads a file of the lab server. Errors: iisconfig.ErrTooLarge.
+func readBounded(p string) ([]byte, error) {
+	data, err := files.Read(p, MaxFile)
+	if errors.Is(err, files.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", err, iisconfig.ErrTooLarge)
+	}
+	return data, err
+}
+
+// ConfigFile reads a configuration file of a physical directory; it makes Dir an iisconfig.Files.
+func (d Dir) ConfigFile(dir, file string) ([]byte, string, error) {
+	data, name, err := d.ReadFile(strings.TrimRight(dir, `\/`) + `\` + file)
+	if errors.Is(err, syscall.ENOTDIR) {
+		err = fs.ErrNotExist // a directory on the way is a file
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
 	return data, name, err
 }
 
-// WebConfigsBelow lists the directories below a physical directory that have a web.config, as Windows paths.
-func (d Dir) WebConfigsBelow(dir string) ([]string, error) {
-	root, err := d.Path(strings.TrimRight(dir, `\/`))
+// Canonical implements iisconfig.Files.
+func (d Dir) Canonical(dir string) string {
+	p, err := d.Path(strings.TrimRight(dir, `\/`))
 	if err != nil {
-		return nil, err
+		return strings.ToLower(strings.TrimRight(strings.ReplaceAll(dir, "/", `\`), `\`))
 	}
-	return iisconfig.WebConfigsBelow(root, dir)
+	if real, err := filepath.EvalSymlinks(p); err == nil {
+		p = real
+	}
+	return strings.ToLower(p)
 }
+
+// MaxConfigBytes implements iisconfig.Files.
+func (d Dir) MaxConfigBytes() int { return iisconfig.DefaultMaxBytes }
 
 // Server reads server.json.
 func (d Dir) Server() (Server, error) {

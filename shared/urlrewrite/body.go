@@ -94,18 +94,39 @@ func (p *parser) bodyMatch(m *xmldoc.Element, r *outboundRule) (err error) {
 // body arrives compressed, as those behind a proxy do.
 func (s *Section) RewritesBody() string {
 	for _, o := range s.outbound.ops {
-		if r := o.add; r != nil && r.variable == "" && r.action != "None" {
+		if r := o.add; r != nil && r.rewritesBody() {
 			return r.name
 		}
 	}
 	return ""
 }
 
+func (r *outboundRule) rewritesBody() bool { return r.variable == "" && r.action != "None" }
+
+// contentEncoding is the first coding of a body other than identity; "" for none.
+func contentEncoding(h http.Header) string {
+	for _, v := range h.Values("Content-Encoding") {
+		for _, coding := range strings.Split(v, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+				return coding
+			}
+		}
+	}
+	return ""
+}
+
+// encodedBody is why a rule can't rewrite a body. Source: Microsoft, "HTTP status codes in IIS" (500.52), and the module's own message
+// that outbound rules can't be applied to encoded content.
+func encodedBody(rule, encoding string) *RuntimeError {
+	return &RuntimeError{Rule: rule, Substatus: SubstatusOutbound,
+		Msg: fmt.Sprintf("it rewrites the body, and the body is encoded (Content-Encoding: %s)", encoding)}
+}
+
 // Response is a response that outbound rules look at and change.
 type Response struct {
 	Status int
 	Header http.Header
-	// Body is the whole body, uncompressed.
+	// Body is the whole body, uncompressed. It is not evaluated when Header has a Content-Encoding.
 	Body string
 }
 

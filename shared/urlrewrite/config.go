@@ -29,10 +29,12 @@ func ParseConfig(data []byte, kind Kind) ([]*Section, error) {
 	switch doc.Root.Name {
 	case "rewrite":
 		found = []*xmldoc.Element{doc.Root}
+		err = sectionsOnce(doc, found)
 	case "configuration":
 		found, err = rewriteElements(doc)
 	case "system.webServer":
 		found = doc.Root.All("rewrite")
+		err = sectionsOnce(doc, found)
 	default:
 		return nil, doc.Errorf(doc.Root, "<%s> is neither <configuration> nor <rewrite>", doc.Root.Name)
 	}
@@ -65,30 +67,43 @@ func at(doc *xmldoc.Document, e *xmldoc.Element, err error) error {
 	return err
 }
 
+// rewriteElements finds the <rewrite> elements of a file. A section may stand once for each path; the groups around it may
+// repeat. The file itself and a <location> without a path, or with the path ".", are the same path. Source: "Deep Dive into
+// IIS Configuration", location tags; "How to Use Locking in IIS Configuration".
 func rewriteElements(doc *xmldoc.Document) ([]*xmldoc.Element, error) {
-	var out []*xmldoc.Element
-	take := func(parent *xmldoc.Element) error {
-		seen := false
-		for _, ws := range parent.All("system.webServer") {
-			for _, rw := range ws.All("rewrite") {
-				if seen {
-					return doc.Errorf(rw, "a second <rewrite> for the same place")
-				}
-				seen = true
-				out = append(out, rw)
-			}
+	byPath := map[string][]*xmldoc.Element{}
+	var all []*xmldoc.Element
+	for _, scope := range append([]*xmldoc.Element{doc.Root}, doc.Root.All("location")...) {
+		path := ""
+		if scope != doc.Root && scope.Attr("path") != "." {
+			path = strings.ToLower(scope.Attr("path"))
 		}
-		return nil
+		for _, ws := range scope.All("system.webServer") {
+			byPath[path] = append(byPath[path], ws.All("rewrite")...)
+			all = append(all, ws.All("rewrite")...)
+		}
 	}
-	if err := take(doc.Root); err != nil {
-		return nil, err
-	}
-	for _, l := range doc.Root.All("location") {
-		if err := take(l); err != nil {
+	for _, same := range byPath {
+		if err := sectionsOnce(doc, same); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
+	return all, nil
+}
+
+// sectionsOnce refuses a section that several <rewrite> elements for one path have.
+func sectionsOnce(doc *xmldoc.Document, rewrites []*xmldoc.Element) error {
+	seen := map[string]*xmldoc.Element{}
+	for _, rw := range rewrites {
+		for _, c := range rw.Children {
+			if f := seen[c.Name]; f != nil {
+				line, _ := xmldoc.LineCol(doc.Data, f.Start)
+				return doc.Errorf(c, "section <%s> is defined a second time for the same path (first in line %d): IIS answers 500.19, 0x800700b7", c.Name, line)
+			}
+			seen[c.Name] = c
+		}
+	}
+	return nil
 }
 
 // locked refuses the sections that URL Rewrite's setup locks out of web.config (overrideModeDefault="Deny" and

@@ -29,6 +29,7 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 	var maps []*list[*rewriteMap]
 	var tags []*list[*tagSet]
 	var allowed []*list[string]
+	var providers []*list[*rewriteMap]
 	for _, s := range levels {
 		if s == nil {
 			continue
@@ -36,6 +37,7 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 		in, glob, out = append(in, &s.inbound), append(glob, &s.global), append(out, &s.outbound)
 		pre, maps = append(pre, &s.pre), append(maps, &s.maps)
 		tags, allowed = append(tags, &s.tags), append(allowed, &s.allowed)
+		providers = append(providers, &s.provider)
 	}
 	var err error
 	if rs.global, err = merge("global rule", glob); err != nil {
@@ -56,6 +58,13 @@ func Merge(levels ...*Section) (*Ruleset, error) {
 		return nil, err
 	}
 	for _, m := range ms {
+		rs.maps[strings.ToLower(m.name)] = m
+	}
+	ps, err := merge("provider", providers)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range ps {
 		rs.maps[strings.ToLower(m.name)] = m
 	}
 	ts, err := merge("custom tags", tags)
@@ -91,6 +100,7 @@ func (rs *Ruleset) bind(cs []condition) ([]condition, error) {
 			return nil, fmt.Errorf("condition input %w", err)
 		}
 		c.inputT = t
+		c.unknown = c.unknown || rs.asksProvider(t)
 		out[i] = c
 	}
 	return out, nil
@@ -168,6 +178,16 @@ type Request struct {
 	// Unknown, if set, says that nobody knows a variable (by upper-case name): it is empty then, and Asked becomes true.
 	Unknown func(name string) bool
 	Asked   bool
+	// Adverse evaluates the rules as they are for a client that wants to get past them. A rule that ends the evaluation
+	// without refusing the request counts as matching when it depends on what the client chooses (a header that the request
+	// does not have, the method, the host, the port) or on what this version can't judge. A rule that refuses counts as not
+	// matching when it depends on what can't be judged.
+	Adverse bool
+	// IgnoreRedirects: rules that redirect do not match. A client that is redirected has not got past the rules behind.
+	IgnoreRedirects bool
+	// OwnBase: each rule's pattern sees the URL relative to the level that defines the rule, rather than to the application.
+	// Microsoft's reference leaves open which of the two IIS does for an inherited rule.
+	OwnBase bool
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
 	IsFile, IsDir func(path string) bool
 }
@@ -198,10 +218,19 @@ type Result struct {
 	Set []string
 }
 
-// RuntimeError is what IIS answers with 500.50: a rule can't be carried out.
+// RuntimeError is a rule that IIS can't carry out for one request. IIS answers 500; the place itself keeps working.
 type RuntimeError struct {
 	Rule, Msg string
+	// Substatus is the number behind 500: 50 for an inbound rule, 52 for an outbound rule. Source: Microsoft, "HTTP status codes
+	// in IIS".
+	Substatus int
 }
+
+// The substatus codes of a RuntimeError.
+const (
+	SubstatusInbound  = 50
+	SubstatusOutbound = 52
+)
 
 func (e *RuntimeError) Error() string { return fmt.Sprintf("rule %q: %s", e.Rule, e.Msg) }
 
@@ -293,48 +322,67 @@ func headerName(variable string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(variable, "_", "-"))
 }
 
-// Inbound evaluates the global and then the site's rules. base is the path of the application the rules are evaluated
-// in ("/" or "/owa"): the url that <match> sees is relative to it, without a leading slash. The error means "no verdict".
+// Inbound evaluates the global rules and then the rules of one place. base is the path of that place ("/" or "/owa"): its rules
+// run only for requests below it, and the url that <match> sees is relative to it, without a leading slash. The error is a
+// *RuntimeError or means "no verdict".
 func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
-	var res Result
-	path, query := req.Path, req.RawQuery
-	for _, stage := range []struct {
-		rules  []*inboundRule
-		base   string
-		global bool
-	}{{rs.global, "/", true}, {rs.inbound, base, false}} {
-		for _, r := range stage.rules {
-			if !r.enabled {
-				continue
-			}
-			done, err := rs.inboundOne(r, req, &res, stage.base, stage.global, &path, &query)
-			var rt *RuntimeError
-			if errors.As(err, &rt) {
-				return res, err
-			}
-			if err != nil {
-				return res, fmt.Errorf("rule %q: %w", r.name, err)
-			}
-			if done {
-				return res, nil
-			}
-		}
+	run := inboundRun{req: req, path: req.Path, query: req.RawQuery}
+	done, err := rs.stage(&run, rs.global, true, "/", nil)
+	if err == nil && !done && Within(run.path, base) {
+		_, err = rs.stage(&run, rs.inbound, false, base, nil)
 	}
-	return res, nil
+	return run.res, err
 }
 
-func relative(path, base string) string {
-	base = strings.TrimSuffix(base, "/")
-	if len(path) >= len(base) && strings.EqualFold(path[:len(base)], base) {
-		path = path[len(base):]
+// inboundRun is a request on its way through the rules: rules change path and query.
+type inboundRun struct {
+	req         *Request
+	res         Result
+	path, query string
+}
+
+// stage evaluates one set of rules. It says whether nothing after it is evaluated.
+func (rs *Ruleset) stage(run *inboundRun, rules []*inboundRule, global bool, base string, definedAt func(string) string) (bool, error) {
+	for _, r := range rules {
+		if !r.enabled {
+			continue
+		}
+		if definedAt != nil {
+			base = definedAt(r.name)
+		}
+		done, err := rs.inboundOne(r, run.req, &run.res, base, global, &run.path, &run.query)
+		var rt *RuntimeError
+		if errors.As(err, &rt) {
+			return true, err
+		}
+		if err != nil {
+			return true, fmt.Errorf("rule %q: %w", r.name, err)
+		}
+		if done {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Relative returns the part of a URL path that a rule at base sees: below base, without the leading slash.
+func Relative(path, base string) string {
+	if Within(path, base) {
+		path = path[len(strings.TrimSuffix(base, "/")):]
 	}
 	return strings.TrimPrefix(path, "/")
 }
 
 func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base string, global bool, path, query *string) (done bool, err error) {
-	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps}
+	if req.IgnoreRedirects && r.action == "Redirect" {
+		return false, nil
+	}
+	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes()}
+	if req.OwnBase && r.base != "" {
+		base = r.base
+	}
 	if r.url != nil {
-		caps, err := r.url.match(relative(*path, base))
+		caps, err := r.url.match(Relative(*path, base))
 		if err != nil {
 			return false, err
 		}
@@ -344,13 +392,14 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 		sc.rule = caps
 	}
 	ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req)
-	if err != nil || !ok {
+	if err != nil || !ok || r.unknown && !sc.adverse {
 		return false, err
 	}
 	res.Rules = append(res.Rules, r.name)
 	for _, v := range r.setVars {
 		if up := strings.ToUpper(v.name); !global && !rs.allowed[up] {
-			return false, &RuntimeError{Rule: r.name, Msg: fmt.Sprintf("the server variable %q is not allowed to be set: it is not in allowedServerVariables", v.name)}
+			return false, &RuntimeError{Rule: r.name, Substatus: SubstatusInbound,
+				Msg: fmt.Sprintf("the server variable %q is not allowed to be set: it is not in allowedServerVariables", v.name)}
 		}
 		if req.Vars == nil {
 			req.Vars = map[string]string{}
@@ -407,6 +456,15 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 	}
 	var tracked []string
 	for _, c := range cs {
+		if c.unknown || sc.adverse && req.chooses(c.inputT) {
+			if sc.adverse && matchAny {
+				return true, nil
+			}
+			if !sc.adverse && !matchAny {
+				return false, nil
+			}
+			continue
+		}
 		in := c.inputT.expand(sc)
 		var caps []string
 		switch c.matchType {
@@ -447,21 +505,25 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 }
 
 // Outbound evaluates the outbound rules and changes the response's headers in place. It returns the names of the rules
-// that ran. The error means "no verdict", or a rule that rewrites bodies: those need Respond.
+// that ran. The error is a *RuntimeError or means "no verdict"; a rule that rewrites bodies needs Respond.
 func (rs *Ruleset) Outbound(req *Request, resp http.Header) ([]string, error) {
 	ran, _, err := rs.respond(req, &Response{Header: resp}, false)
 	return ran, err
 }
 
 // Respond evaluates the outbound rules and changes the response in place. It returns the names of the rules that ran, and
-// whether one of them had something to rewrite. The error means "no verdict".
+// whether one of them had something to rewrite. The error is a *RuntimeError or means "no verdict".
 func (rs *Ruleset) Respond(req *Request, resp *Response) (ran []string, rewrote bool, err error) {
 	return rs.respond(req, resp, true)
 }
 
 func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []string, rewrote bool, err error) {
+	encoding := contentEncoding(resp.Header) // before the rules: they may change the header, and the body stays encoded
 	for _, r := range rs.outbound {
-		if !r.enabled {
+		if !r.enabled || r.void || r.unknown {
+			if r.enabled && !r.void && r.stop && req.Adverse {
+				break
+			}
 			continue
 		}
 		applies, err := rs.preConditionHolds(r, req, resp)
@@ -470,6 +532,8 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 			switch {
 			case r.variable != "":
 				did, err = rs.header(r, req, resp)
+			case encoding != "" && r.rewritesBody():
+				return ran, rewrote, encodedBody(r.name, encoding)
 			case !bodies:
 				err = fmt.Errorf("%w: it rewrites bodies, and there is none here", ErrInput)
 			default:

@@ -2,7 +2,7 @@
 // the semantics of Microsoft's URL Rewrite 2.1 configuration reference; where a file lies, and who inherits what, is the
 // room of iisconfig.
 //
-// Providers (code of third parties that runs inside IIS) are refused rather than guessed.
+// What a provider returns (code of third parties that runs inside IIS) is unknown: a condition that asks one may hold or not.
 package urlrewrite
 
 import (
@@ -25,6 +25,7 @@ type Section struct {
 	maps     list[*rewriteMap]
 	tags     list[*tagSet]
 	allowed  list[string]
+	provider list[*rewriteMap]
 }
 
 // list is one collection with its clear and remove instructions, in order.
@@ -55,8 +56,12 @@ func (e *ConfigError) Error() string {
 }
 
 type inboundRule struct {
-	name           string
-	enabled, stop  bool
+	name          string
+	enabled, stop bool
+	// unknown: the rule has a part that this version does not know; it may match or not.
+	unknown bool
+	// base is the URL path that the pattern's input is relative to, where the rule was composed; "" elsewhere.
+	base           string
 	url            *pattern
 	urlNegate      bool
 	conditions     []condition
@@ -85,11 +90,14 @@ type condition struct {
 	matchType string
 	pattern   *pattern
 	negate    bool
+	unknown   bool // whether it holds depends on what this version does not know
 }
 
 type outboundRule struct {
 	name          string
 	enabled, stop bool
+	unknown       bool // it has a part that this version does not know
+	void          bool // its precondition or its tags are missing: it never runs
 	pre           string
 	variable      string
 	tags          uint32 // which tags' attributes, of bodies; 0: the whole body
@@ -117,6 +125,7 @@ type rewriteMap struct {
 	entries    map[string]string
 	absent     string
 	ignoreCase bool
+	provider   bool // not a map: what it returns is unknown
 }
 
 func (m *rewriteMap) key(k string) string {
@@ -141,7 +150,27 @@ type parser struct {
 	careful bool
 	// global: the rules are global ones, whose schema differs a little.
 	global bool
+	// tolerant: these are rules of somebody else. What this version does not know is noted and stepped over.
+	tolerant bool
+	notes    []string
+	// unknown becomes true when something of the rule being read was stepped over.
+	unknown bool
 }
+
+// soft decides about a problem in one rule: an error, or in somebody else's rule a note.
+func (p *parser) soft(err error) error {
+	if err == nil || !p.tolerant {
+		return err
+	}
+	p.unknown = true
+	if len(p.notes) < maxNotes {
+		p.notes = append(p.notes, err.Error())
+	}
+	return nil
+}
+
+// maxNotes bounds what one configuration can make us say.
+const maxNotes = 32
 
 func (p *parser) errorf(e *xmldoc.Element, format string, args ...any) error {
 	return fmt.Errorf("%s%w", p.prefix(), p.doc.Errorf(e, format, args...))
@@ -166,6 +195,12 @@ func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (
 	}
 	for _, c := range rewrite.Children {
 		var err error
+		if _, ok := c.Lookup("configSource"); ok {
+			if len(c.Children) > 0 || len(c.Attrs) > 1 {
+				return nil, p.errorf(c, "<%s> has configSource and something else besides", c.Name)
+			}
+			continue // what it says stands in another file
+		}
 		switch c.Name {
 		case "rules":
 			err = p.rules(c, &s.inbound)
@@ -180,9 +215,7 @@ func ParseSection(doc *xmldoc.Document, rewrite *xmldoc.Element, where string) (
 		case "allowedServerVariables":
 			err = p.allowedVariables(c, s)
 		case "providers":
-			if len(c.Children) > 0 {
-				err = p.errorf(c, "rewrite providers are not supported")
-			}
+			err = p.providers(c, s)
 		default:
 			err = p.errorf(c, "<%s> does not belong into <rewrite>", c.Name)
 		}
@@ -284,7 +317,7 @@ func (p *parser) boolean(e *xmldoc.Element, attr string, absent bool) (bool, err
 	case "false":
 		return false, nil
 	}
-	return false, p.errorf(e, "%s=%q is neither true nor false", attr, v)
+	return absent, p.soft(p.errorf(e, "%s=%q is neither true nor false", attr, v))
 }
 
 func (p *parser) attrs(e *xmldoc.Element, allowed ...string) error {
@@ -294,7 +327,9 @@ func (p *parser) attrs(e *xmldoc.Element, allowed ...string) error {
 			ok = ok || a.Name == x
 		}
 		if !ok {
-			return p.errorf(e, "<%s> has no attribute %q", e.Name, a.Name)
+			if err := p.soft(p.errorf(e, "<%s> has no attribute %q", e.Name, a.Name)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -307,11 +342,13 @@ func (p *parser) children(e *xmldoc.Element, allowed ...string) error {
 			ok = ok || c.Name == x
 		}
 		if !ok {
-			return p.errorf(c, "<%s> does not belong into <%s>", c.Name, e.Name)
+			if err := p.soft(p.errorf(c, "<%s> does not belong into <%s>", c.Name, e.Name)); err != nil {
+				return err
+			}
 		}
 	}
 	if e.HasText {
-		return p.errorf(e, "text inside <%s>", e.Name)
+		return p.soft(p.errorf(e, "text inside <%s>", e.Name))
 	}
 	return nil
 }
@@ -327,7 +364,10 @@ func (p *parser) rules(e *xmldoc.Element, l *list[*inboundRule]) error {
 
 func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 	r := &inboundRule{name: e.Attr("name"), action: "None", appendQuery: true, redirectStatus: 301}
-	if err := p.attrs(e, "name", "enabled", "patternSyntax", "stopProcessing"); err != nil {
+	if err := p.attrs(e, "name", "enabled", "patternSyntax", "stopProcessing", "responseCacheDirective"); err != nil {
+		return nil, err
+	}
+	if _, err := p.enum(e, "responseCacheDirective", "Auto", "Auto", "Always", "Never", "NotIfRuleMatched"); err != nil {
 		return nil, err
 	}
 	if err := p.children(e, "match", "conditions", "serverVariables", "action"); err != nil {
@@ -354,7 +394,9 @@ func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 			return nil, err
 		}
 		if u, ok := m.Lookup("url"); ok && u == "" {
-			return nil, p.errorf(m, "url is empty")
+			if err := p.soft(p.errorf(m, "url is empty")); err != nil {
+				return nil, err
+			}
 		}
 		if r.url, r.urlNegate, err = p.matcher(m, "url", syn); err != nil {
 			return nil, err
@@ -369,6 +411,7 @@ func (p *parser) inboundRule(e *xmldoc.Element) (*inboundRule, error) {
 	if a := e.Child("action"); a != nil {
 		err = p.inboundAction(a, r)
 	}
+	r.unknown = p.unknown
 	return r, err
 }
 
@@ -386,10 +429,14 @@ func (p *parser) serverVariables(e *xmldoc.Element) (out []setVar, err error) {
 		}
 		name := sv.Attr("name")
 		if name == "" || strings.TrimSpace(name) != name {
-			return nil, p.errorf(sv, "<set> needs a name without blanks around it")
+			if err := p.soft(p.errorf(sv, "<set> needs a name without blanks around it")); err != nil {
+				return nil, err
+			}
 		}
 		if up := strings.ToUpper(name); seen[up] {
-			return nil, p.errorf(sv, "a second <set> with name %q", name)
+			if err := p.soft(p.errorf(sv, "a second <set> with name %q", name)); err != nil {
+				return nil, err
+			}
 		} else {
 			seen[up] = true
 		}
@@ -407,7 +454,9 @@ func (p *parser) once(e *xmldoc.Element) error {
 	seen := map[string]bool{}
 	for _, c := range e.Children {
 		if seen[c.Name] {
-			return p.errorf(c, "a second <%s> in <%s>", c.Name, e.Name)
+			if err := p.soft(p.errorf(c, "a second <%s> in <%s>", c.Name, e.Name)); err != nil {
+				return err
+			}
 		}
 		seen[c.Name] = true
 	}
@@ -425,7 +474,7 @@ func (p *parser) enum(e *xmldoc.Element, attr, absent string, values ...string) 
 			return x, nil
 		}
 	}
-	return "", p.errorf(e, "%s=%q is none of %s", attr, v, strings.Join(values, ", "))
+	return absent, p.soft(p.errorf(e, "%s=%q is none of %s", attr, v, strings.Join(values, ", ")))
 }
 
 func (p *parser) number(e *xmldoc.Element, attr string, lo, hi int64) (int64, error) {
@@ -435,7 +484,7 @@ func (p *parser) number(e *xmldoc.Element, attr string, lo, hi int64) (int64, er
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n < lo || n > hi {
-		return 0, p.errorf(e, "%s=%q is not a number from %d to %d", attr, v, lo, hi)
+		return 0, p.soft(p.errorf(e, "%s=%q is not a number from %d to %d", attr, v, lo, hi))
 	}
 	return n, nil
 }
@@ -463,13 +512,17 @@ func (p *parser) inboundAction(a *xmldoc.Element, r *inboundRule) (err error) {
 	}
 	r.target = a.Attr("url")
 	if strings.TrimSpace(r.target) != r.target {
-		return p.errorf(a, "url=%q has blanks around it", r.target)
+		if err := p.soft(p.errorf(a, "url=%q has blanks around it", r.target)); err != nil {
+			return err
+		}
 	}
 	if r.appendQuery, err = p.boolean(a, "appendQueryString", true); err != nil {
 		return err
 	}
 	if _, ok := a.Lookup("logRewrittenUrl"); ok && p.global {
-		return p.errorf(a, "<action> of a global rule has no attribute \"logRewrittenUrl\"")
+		if err := p.soft(p.errorf(a, "<action> of a global rule has no attribute \"logRewrittenUrl\"")); err != nil {
+			return err
+		}
 	}
 	if _, err = p.boolean(a, "logRewrittenUrl", false); err != nil {
 		return err
@@ -484,7 +537,9 @@ func (p *parser) inboundAction(a *xmldoc.Element, r *inboundRule) (err error) {
 		return err
 	}
 	if code >= 300 && code <= 307 {
-		return p.errorf(a, "statusCode=%d: 300 to 307 are not allowed here", code)
+		if err := p.soft(p.errorf(a, "statusCode=%d: 300 to 307 are not allowed here", code)); err != nil {
+			return err
+		}
 	}
 	if _, err := p.number(a, "subStatusCode", 0, 999); err != nil {
 		return err
@@ -492,11 +547,15 @@ func (p *parser) inboundAction(a *xmldoc.Element, r *inboundRule) (err error) {
 	switch r.action {
 	case "Rewrite", "Redirect":
 		if r.target == "" {
-			return p.errorf(a, "action %s needs a url", r.action)
+			if err := p.soft(p.errorf(a, "action %s needs a url", r.action)); err != nil {
+				return err
+			}
 		}
 	case "CustomResponse":
 		if code < 1 || code > 999 {
-			return p.errorf(a, "statusCode=%q is not a status", a.Attr("statusCode"))
+			if err := p.soft(p.errorf(a, "statusCode=%q is not a status", a.Attr("statusCode"))); err != nil {
+				return err
+			}
 		}
 		r.status, r.reason = int(code), a.Attr("statusReason")
 	}
@@ -523,7 +582,7 @@ func (p *parser) matcher(e *xmldoc.Element, attr string, syn syntax) (*pattern, 
 	}
 	pat, err := compilePattern(e.Attr(attr), syn, fold, p.careful)
 	if err != nil {
-		return nil, false, p.errorf(e, "%v", err)
+		return nil, false, p.soft(p.errorf(e, "%v", err))
 	}
 	return pat, negate, nil
 }
@@ -558,7 +617,9 @@ func (p *parser) conditions(e *xmldoc.Element, syn syntax, trackByDefault bool) 
 		}
 		c := condition{input: a.Attr("input")}
 		if c.input == "" {
-			return nil, false, false, p.errorf(a, "a condition without input")
+			if err := p.soft(p.errorf(a, "a condition without input")); err != nil {
+				return nil, false, false, err
+			}
 		}
 		if c.matchType, err = p.enum(a, "matchType", "Pattern", "Pattern", "IsFile", "IsDirectory", "0", "1", "2"); err != nil {
 			return nil, false, false, err
@@ -569,8 +630,11 @@ func (p *parser) conditions(e *xmldoc.Element, syn syntax, trackByDefault bool) 
 		if c.pattern, c.negate, err = p.matcher(a, "pattern", syn); err != nil {
 			return nil, false, false, err
 		}
+		c.unknown = c.pattern == nil || c.input == ""
 		if _, ok := a.Lookup("pattern"); !ok && c.matchType == "Pattern" {
-			return nil, false, false, p.errorf(a, "a condition without pattern")
+			if err := p.soft(p.errorf(a, "a condition without pattern")); err != nil {
+				return nil, false, false, err
+			}
 		}
 		cs = append(cs, c)
 	}
@@ -588,7 +652,9 @@ func (p *parser) distinct(e *xmldoc.Element) error {
 		key := strings.Join([]string{strings.ToLower(a.Attr("input")), strings.ToLower(a.AttrOr("matchType", "Pattern")), strings.ToLower(a.Attr("pattern")),
 			strings.ToLower(a.AttrOr("ignoreCase", "true")), strings.ToLower(a.AttrOr("negate", "false"))}, "\x00")
 		if seen[key] {
-			return p.errorf(a, "the same condition a second time")
+			if err := p.soft(p.errorf(a, "the same condition a second time")); err != nil {
+				return err
+			}
 		}
 		seen[key] = true
 	}
@@ -644,11 +710,14 @@ func (p *parser) preCondition(e *xmldoc.Element) (*preCondition, error) {
 			return nil, err
 		}
 		if c.input == "" {
-			return nil, p.errorf(a, "a condition without input")
+			if err := p.soft(p.errorf(a, "a condition without input")); err != nil {
+				return nil, err
+			}
 		}
 		if c.pattern, c.negate, err = p.matcher(a, "pattern", syn); err != nil {
 			return nil, err
 		}
+		c.unknown = c.pattern == nil || c.input == ""
 		pc.conditions = append(pc.conditions, c)
 	}
 	return pc, p.distinct(e)
@@ -704,53 +773,86 @@ func (p *parser) outboundRule(e *xmldoc.Element) (*outboundRule, error) {
 			return nil, err
 		}
 	}
+	r.unknown = p.unknown
 	return r, nil
+}
+
+// providers reads the names of providers. Source: "Using Custom Rewrite Providers" (Microsoft Learn).
+func (p *parser) providers(e *xmldoc.Element, s *Section) error {
+	if err := errors.Join(p.attrs(e), p.children(e, "provider", "clear", "remove")); err != nil {
+		return err
+	}
+	return eachOp(p, e, "provider", "name", &s.provider, p.oneProvider)
+}
+
+func (p *parser) oneProvider(e *xmldoc.Element) (*rewriteMap, error) {
+	if err := errors.Join(p.attrs(e, "name", "type"), p.children(e, "settings")); err != nil {
+		return nil, err
+	}
+	if e.Attr("type") == "" {
+		if err := p.soft(p.errorf(e, "<provider> without type")); err != nil {
+			return nil, err
+		}
+	}
+	for _, set := range e.All("settings") {
+		if err := errors.Join(p.attrs(set), p.children(set, "add", "clear", "remove")); err != nil {
+			return nil, err
+		}
+		for _, a := range set.All("add") {
+			if err := errors.Join(p.attrs(a, "key", "value", "encryptedValue"), p.children(a)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &rewriteMap{name: e.Attr("name"), provider: true}, nil
 }
 
 func (p *parser) rewriteMaps(e *xmldoc.Element, s *Section) error {
 	if err := errors.Join(p.attrs(e), p.children(e, "rewriteMap", "clear", "remove")); err != nil {
 		return err
 	}
-	return eachOp(p, e, "rewriteMap", "name", &s.maps, func(m *xmldoc.Element) (*rewriteMap, error) {
-		if err := errors.Join(p.attrs(m, "name", "defaultValue", "ignoreCase"), p.children(m, "add", "clear", "remove")); err != nil {
+	return eachOp(p, e, "rewriteMap", "name", &s.maps, p.rewriteMap)
+}
+
+func (p *parser) rewriteMap(m *xmldoc.Element) (*rewriteMap, error) {
+	if err := errors.Join(p.attrs(m, "name", "defaultValue", "ignoreCase"), p.children(m, "add", "clear", "remove")); err != nil {
+		return nil, err
+	}
+	if n := m.Attr("name"); strings.TrimSpace(n) != n {
+		return nil, p.errorf(m, "name=%q has blanks around it", n)
+	}
+	fold, err := p.boolean(m, "ignoreCase", true)
+	if err != nil {
+		return nil, err
+	}
+	out := &rewriteMap{name: m.Attr("name"), entries: map[string]string{}, absent: m.Attr("defaultValue"), ignoreCase: fold}
+	exact := map[string]bool{} // the schema compares keys by case, the look-up as the map says
+	for _, a := range m.Children {
+		switch a.Name {
+		case "clear":
+			out.entries, exact = map[string]string{}, map[string]bool{}
+			continue
+		case "remove":
+			delete(out.entries, out.key(a.Attr("key")))
+			delete(exact, a.Attr("key"))
+			continue
+		}
+		key, ok := a.Lookup("key")
+		if err := errors.Join(p.attrs(a, "key", "value"), p.children(a)); err != nil {
 			return nil, err
 		}
-		if n := m.Attr("name"); strings.TrimSpace(n) != n {
-			return nil, p.errorf(m, "name=%q has blanks around it", n)
+		if !ok {
+			return nil, p.errorf(a, "<add> without key")
 		}
-		fold, err := p.boolean(m, "ignoreCase", true)
-		if err != nil {
-			return nil, err
+		if exact[key] {
+			return nil, p.errorf(a, "a second key %q", key)
 		}
-		out := &rewriteMap{name: m.Attr("name"), entries: map[string]string{}, absent: m.Attr("defaultValue"), ignoreCase: fold}
-		exact := map[string]bool{} // the schema compares keys by case, the look-up as the map says
-		for _, a := range m.Children {
-			switch a.Name {
-			case "clear":
-				out.entries, exact = map[string]string{}, map[string]bool{}
-				continue
-			case "remove":
-				delete(out.entries, out.key(a.Attr("key")))
-				delete(exact, a.Attr("key"))
-				continue
-			}
-			key, ok := a.Lookup("key")
-			if err := errors.Join(p.attrs(a, "key", "value"), p.children(a)); err != nil {
-				return nil, err
-			}
-			if !ok {
-				return nil, p.errorf(a, "<add> without key")
-			}
-			if exact[key] {
-				return nil, p.errorf(a, "a second key %q", key)
-			}
-			exact[key] = true
-			if _, dup := out.entries[out.key(key)]; !dup {
-				out.entries[out.key(key)] = a.Attr("value")
-			}
+		exact[key] = true
+		if _, dup := out.entries[out.key(key)]; !dup {
+			out.entries[out.key(key)] = a.Attr("value")
 		}
-		return out, nil
-	})
+	}
+	return out, nil
 }
 
 // merge plays the collections of all levels, parent first. A name added twice is what IIS answers with 500.19.

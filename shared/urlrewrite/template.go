@@ -8,8 +8,8 @@ import (
 )
 
 // template is a value with {...} parts: server variables, captures {R:n} {C:n}, functions {ToLower:...} {UrlDecode:...}
-// {UrlEncode:...}, and maps {Name:key}. Source: URL Rewrite configuration reference, "Accessing URL parts", "Using string
-// functions", "Using back-references", "Rewrite maps".
+// {UrlEncode:...} {HtmlEncode:...}, and maps {Name:key}. Source: URL Rewrite configuration reference, "Accessing URL parts", "Using
+// string functions", "Using back-references", "Rewrite maps"; of 2.0, HtmlEncode.
 type template struct {
 	nodes []node
 }
@@ -109,14 +109,14 @@ func namedNode(name string, arg *template, maps map[string]*rewriteMap) (node, e
 			kind = nodeConditionCapture
 		}
 		if len(arg.nodes) == 1 && arg.nodes[0].kind == nodeText {
-			if n, err := strconv.Atoi(arg.nodes[0].text); err == nil && n >= 0 && n <= 99 {
-				return node{kind: kind, n: n}, nil
+			if digit := arg.nodes[0].text; len(digit) == 1 && digit >= "0" && digit <= "9" {
+				return node{kind: kind, n: int(digit[0] - '0')}, nil
 			}
 		}
-		return node{}, fmt.Errorf("{%s:...} needs a number", name)
+		return node{}, fmt.Errorf("{%s:...} needs a number from 0 to 9", name)
 	}
 	switch strings.ToLower(name) {
-	case "tolower", "urlencode", "urldecode":
+	case "tolower", "urlencode", "urldecode", "htmlencode":
 		return node{text: strings.ToLower(name), kind: nodeFunction, arg: arg}, nil
 	}
 	if _, ok := maps[strings.ToLower(name)]; ok {
@@ -127,6 +127,9 @@ func namedNode(name string, arg *template, maps map[string]*rewriteMap) (node, e
 
 // scope is what a template can see.
 type scope struct {
+	// adverse: what the client chooses, or what can't be judged, holds.
+	adverse bool
+
 	variable func(name string) string
 	rule     []string
 	cond     []string
@@ -170,10 +173,16 @@ func apply(fn, arg string) string {
 		return strings.ToLower(arg)
 	case "urlencode":
 		return strings.ReplaceAll(url.QueryEscape(arg), "+", "%20")
+	case "htmlencode":
+		return htmlEncode.Replace(arg)
 	default:
 		return percentDecode(arg)
 	}
 }
+
+// htmlEncode encodes what HTML gives a meaning to. The reference does not list the characters; whether IIS encodes the apostrophe too
+// is not known.
+var htmlEncode = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;")
 
 // percentDecode decodes %XX once and leaves anything malformed, and +, as it is.
 func percentDecode(s string) string {

@@ -59,11 +59,15 @@ type Document struct {
 type SyntaxError struct {
 	Line, Col int
 	Msg       string
+	// Unsupported: the document may be well-formed; it goes past what this package reads (encoding, size, depth).
+	Unsupported bool
 }
 
 func (e *SyntaxError) Error() string {
 	return fmt.Sprintf("line %d, column %d: %s", e.Line, e.Col, e.Msg)
 }
+
+var errEncoding = errors.New("encoding is not supported")
 
 var bom = []byte("\xef\xbb\xbf")
 
@@ -80,14 +84,18 @@ func ParseFragment(data []byte) (*Document, error) {
 
 func parse(data []byte, fragment bool) (*Document, error) {
 	if len(data) > MaxBytes {
-		return nil, &SyntaxError{1, 1, fmt.Sprintf("larger than %d bytes", MaxBytes)}
+		return nil, &SyntaxError{Line: 1, Col: 1, Msg: fmt.Sprintf("larger than %d bytes", MaxBytes), Unsupported: true}
 	}
 	fail := func(off int, format string, args ...any) error {
 		line, col := LineCol(data, off)
-		return &SyntaxError{line, col, fmt.Sprintf(format, args...)}
+		return &SyntaxError{Line: line, Col: col, Msg: fmt.Sprintf(format, args...)}
+	}
+	unsupported := func(off int, format string, args ...any) error {
+		line, col := LineCol(data, off)
+		return &SyntaxError{Line: line, Col: col, Msg: fmt.Sprintf(format, args...), Unsupported: true}
 	}
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
-		return nil, fail(0, "UTF-16 is not supported: save the file as UTF-8")
+		return nil, unsupported(0, "UTF-16 is not supported: save the file as UTF-8")
 	}
 	base := 0
 	if bytes.HasPrefix(data, bom) {
@@ -109,7 +117,7 @@ func parse(data []byte, fragment bool) (*Document, error) {
 		if strings.EqualFold(label, "us-ascii") {
 			return in, nil
 		}
-		return nil, fmt.Errorf("encoding %q is not supported: save the file as UTF-8", label)
+		return nil, fmt.Errorf("%w: %q: save the file as UTF-8", errEncoding, label)
 	}
 	root := &Element{End: len(data), OpenEnd: base, CloseStart: len(data)}
 	cur, depth, count := root, 0, 0
@@ -125,6 +133,9 @@ func parse(data []byte, fragment bool) (*Document, error) {
 			if errors.As(err, &se) {
 				msg = se.Msg
 			}
+			if errors.Is(err, errEncoding) {
+				return nil, unsupported(base+int(dec.InputOffset()), "%s", msg)
+			}
 			return nil, fail(base+int(dec.InputOffset()), "%s", msg)
 		}
 		end := base + int(dec.InputOffset())
@@ -134,10 +145,10 @@ func parse(data []byte, fragment bool) (*Document, error) {
 				return nil, fail(at, "a second root element <%s>", name(t.Name))
 			}
 			if depth++; depth > MaxDepth {
-				return nil, fail(at, "nested deeper than %d elements", MaxDepth)
+				return nil, unsupported(at, "nested deeper than %d elements", MaxDepth)
 			}
 			if count++; count > MaxElements {
-				return nil, fail(at, "more than %d elements", MaxElements)
+				return nil, unsupported(at, "more than %d elements", MaxElements)
 			}
 			el := &Element{Name: name(t.Name), Parent: cur, Start: at, OpenEnd: end}
 			el.SelfClosing = end-at >= 2 && data[end-2] == '/'
@@ -217,14 +228,17 @@ func LineCol(data []byte, off int) (line, col int) {
 // Errorf is a *SyntaxError at an element.
 func (d *Document) Errorf(e *Element, format string, args ...any) error {
 	line, col := LineCol(d.Data, e.Start)
-	return &SyntaxError{line, col, fmt.Sprintf(format, args...)}
+	return &SyntaxError{Line: line, Col: col, Msg: fmt.Sprintf(format, args...)}
 }
 
 // Bytes gives the element's own bytes.
 func (d *Document) Bytes(e *Element) []byte { return d.Data[e.Start:e.End] }
 
-// Lookup gives an attribute's value.
+// Lookup gives an attribute's value. A nil element has none.
 func (e *Element) Lookup(name string) (string, bool) {
+	if e == nil {
+		return "", false
+	}
 	for _, a := range e.Attrs {
 		if a.Name == name {
 			return a.Value, true

@@ -22,6 +22,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 // Main runs stopgap-agent.
@@ -157,10 +158,6 @@ func with(cmd *cobra.Command, o *options, f func(ctx context.Context, c stopgapv
 	return s.Serve(cmd.Context(), call)
 }
 
-func stateName(s stopgapv1.OutcomeState) string {
-	return strings.TrimPrefix(s.String(), "OUTCOME_STATE_")
-}
-
 func status(o *options) *cobra.Command {
 	format := clirun.Table
 	c := &cobra.Command{
@@ -184,7 +181,7 @@ func status(o *options) *cobra.Command {
 func printStatus(w io.Writer, s *stopgapv1.StatusResponse, f clirun.Format) error {
 	l := clirun.Listing{Header: []string{"MITIGATION", "REV", "STATE", "SINCE", "REASON"}, Messages: []proto.Message{s}}
 	for _, x := range s.GetOutcomes() {
-		l.Rows = append(l.Rows, []string{x.GetMitigation(), fmt.Sprint(x.GetRevision()), stateName(x.GetState()),
+		l.Rows = append(l.Rows, []string{x.GetMitigation(), fmt.Sprint(x.GetRevision()), outcome.Name(x.GetState()),
 			x.GetObservedAt().AsTime().Local().Format(time.DateTime), x.GetReason()})
 	}
 	if f != clirun.Table {
@@ -247,7 +244,7 @@ func tell(w io.Writer, id, did string, x *stopgapv1.Outcome) {
 		fmt.Fprintf(w, "%s %s; it is not in this server's policy at present\n", id, did)
 		return
 	}
-	fmt.Fprintf(w, "%s %s; now %s: %s\n", id, did, stateName(x.GetState()), clirun.Printable(x.GetReason()))
+	fmt.Fprintf(w, "%s %s; now %s: %s\n", id, did, outcome.Name(x.GetState()), clirun.Printable(x.GetReason()))
 }
 
 func block(o *options) *cobra.Command {

@@ -16,6 +16,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared/clirun"
 	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/logging"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -26,18 +27,6 @@ func standalone(cmd *cobra.Command, o *options, create bool, stderr io.Writer) (
 		return nil, err
 	}
 	return agent.OpenStandalone(cmd.Context(), o.state, o.host, create, log)
-}
-
-// inForce says whether an outcome is what a bundle's carrier came for, or a reason why it need not be.
-func inForce(o *stopgapv1.Outcome) bool {
-	switch o.GetState() {
-	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT,
-		stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_PENDING,
-		stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED, stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED:
-		return false
-	default:
-		return true
-	}
 }
 
 func apply(o *options, stderr io.Writer) *cobra.Command {
@@ -71,10 +60,10 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 			l := clirun.Listing{Header: []string{"MITIGATION", "REV", "STATE", "SINCE", "REASON"}}
 			bad := 0
 			for _, x := range outcomes {
-				l.Rows = append(l.Rows, []string{x.GetMitigation(), fmt.Sprint(x.GetRevision()), stateName(x.GetState()),
+				l.Rows = append(l.Rows, []string{x.GetMitigation(), fmt.Sprint(x.GetRevision()), outcome.Name(x.GetState()),
 					x.GetObservedAt().AsTime().Local().Format(time.DateTime), x.GetReason()})
 				l.Messages = append(l.Messages, proto.Message(x))
-				if !inForce(x) {
+				if outcome.Of(x.GetState()).ApplyFails {
 					bad++
 				}
 			}
@@ -125,7 +114,7 @@ func revert(o *options, stderr io.Writer) *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s is blocked on this server; nothing of it that is ours was in force\n", id)
 				return nil
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is %s: %s\n", id, stateName(out.GetState()), clirun.Printable(out.GetReason()))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is %s: %s\n", id, outcome.Name(out.GetState()), clirun.Printable(out.GetReason()))
 			for _, e := range out.GetEvidence() {
 				fmt.Fprintf(cmd.OutOrStdout(), "  %s: %s\n", clirun.Printable(e.GetSubject()), clirun.Printable(e.GetFound()))
 			}

@@ -4,45 +4,38 @@ package event
 
 import (
 	"fmt"
-	"strings"
+	"slices"
 
 	"github.com/hashicorp/go-hclog"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/bounded"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 // Source is the name of the event source in the Application log.
 const Source = "Stopgap"
 
 // Severity of an event.
-type Severity int
+type Severity = outcome.Severity
 
 // The severities of the Windows event log.
 const (
-	Info Severity = iota
-	Warning
-	Error
+	Info    = outcome.Info
+	Warning = outcome.Warning
+	Error   = outcome.Error
 )
 
 // ID is an event's stable id: 1 to 1000, what EventCreate.exe has messages for.
 type ID uint32
 
-// The events.
+// The events that are not an outcome's; those have their ids in shared/outcome.
 const (
 	Started          ID = 100
 	Stopped          ID = 101
 	Enrolled         ID = 102
 	NotEnrolled      ID = 103
-	Applied          ID = 200
-	Reverted         ID = 201
-	Blocked          ID = 202
-	Failed           ID = 203
 	DriftRepaired    ID = 204
-	Conflict         ID = 205
-	RevertFailed     ID = 206
-	Frozen           ID = 207
-	Waiting          ID = 208
 	PolicyRefused    ID = 300
 	ControllerLost   ID = 400
 	ControllerFound  ID = 401
@@ -60,20 +53,12 @@ type Kind struct {
 }
 
 // Catalogue is every event.
-var Catalogue = []Kind{
+var Catalogue = append([]Kind{
 	{Started, Info, "started"},
 	{Stopped, Info, "stopped"},
 	{Enrolled, Info, "enrolled"},
 	{NotEnrolled, Warning, "not enrolled"},
-	{Applied, Info, "applied"},
-	{Reverted, Info, "reverted"},
-	{Blocked, Warning, "blocked"},
-	{Failed, Error, "failed"},
 	{DriftRepaired, Warning, "drift repaired"},
-	{Conflict, Error, "conflict"},
-	{RevertFailed, Error, "revert failed"},
-	{Frozen, Warning, "frozen"},
-	{Waiting, Warning, "waiting"},
 	{PolicyRefused, Error, "policy refused"},
 	{ControllerLost, Warning, "controller lost"},
 	{ControllerFound, Info, "controller found"},
@@ -81,6 +66,17 @@ var Catalogue = []Kind{
 	{UninstalledKept, Warning, "uninstalled, mitigations kept"},
 	{UninstalledClean, Info, "uninstalled, mitigations reverted"},
 	{Damaged, Error, "journal damaged"},
+}, outcomes()...)
+
+// outcomes are the events of the outcome states.
+func outcomes() []Kind {
+	var out []Kind
+	for _, m := range outcome.All() {
+		if m.Event.ID != 0 {
+			out = append(out, Kind{ID(m.Event.ID), m.Event.Severity, m.Event.Name})
+		}
+	}
+	return out
 }
 
 func severity(id ID) Severity {
@@ -126,31 +122,7 @@ func (t *Teller) Tell(id ID, format string, args ...any) {
 
 // Outcome tells what became of a mitigation, where that is worth an event.
 func (t *Teller) Outcome(o *stopgapv1.Outcome) {
-	id := ID(0)
-	switch o.GetState() {
-	case stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED:
-		id = Applied
-		if o.GetCode() == "drift-repaired" {
-			id = DriftRepaired
-		}
-	case stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED:
-		id = Reverted
-	case stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED:
-		id = Blocked
-	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED:
-		id = Failed
-	case stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT:
-		id = Conflict
-	case stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED:
-		id = RevertFailed
-	case stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED:
-		id = Frozen
-	case stopgapv1.OutcomeState_OUTCOME_STATE_PENDING:
-		if o.GetCode() == "servicing" || o.GetCode() == "unknown-build" {
-			id = Waiting
-		}
-	case stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED, stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE:
-	}
+	id := ofOutcome(o)
 	if id == 0 {
 		return
 	}
@@ -158,6 +130,17 @@ func (t *Teller) Outcome(o *stopgapv1.Outcome) {
 	if reason == "" && len(o.GetEvidence()) > 0 {
 		reason = o.GetEvidence()[0].GetSubject() + ": " + o.GetEvidence()[0].GetFound()
 	}
-	t.Tell(id, "Mitigation %s (revision %d): %s. %s", o.GetMitigation(), o.GetRevision(),
-		strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"), "_", " ")), reason)
+	t.Tell(id, "Mitigation %s (revision %d): %s. %s", o.GetMitigation(), o.GetRevision(), outcome.Words(o.GetState()), reason)
+}
+
+// ofOutcome is the event of an outcome: that of its state, or of a repaired drift; 0: none.
+func ofOutcome(o *stopgapv1.Outcome) ID {
+	m := outcome.Of(o.GetState())
+	switch {
+	case m.Protected && o.GetCode() == "drift-repaired":
+		return DriftRepaired
+	case len(m.EventCodes) > 0 && !slices.Contains(m.EventCodes, o.GetCode()):
+		return 0
+	}
+	return ID(m.Event.ID)
 }

@@ -48,11 +48,17 @@ func TestOutcomesAreToldInWords(t *testing.T) {
 		{Mitigation: "M1", Revision: 2, State: stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED, Code: "drift-repaired", Reason: "was undone, put back"},
 		{Mitigation: "M1", State: stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE},
 		{Mitigation: "M1", Revision: 2, State: stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, Reason: "held open"},
+		{Mitigation: "M1", Revision: 2, State: stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, Code: "drift-repaired",
+			Reason: "GET /owa/x gets through"},
+		{Mitigation: "M1", State: stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, Code: "not-released"},
+		{Mitigation: "M1", State: stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, Code: "servicing", Reason: "being updated"},
+		{Mitigation: "M1", State: 12},
 	} {
 		tell.Outcome(o)
 	}
 	want := []string{"200 0 Mitigation M1 (revision 2): applied. web.config: in place", "204 1 Mitigation M1 (revision 2): applied. was undone, put back",
-		"206 2 Mitigation M1 (revision 2): revert failed. held open"}
+		"206 2 Mitigation M1 (revision 2): revert failed. held open", "209 2 Mitigation M1 (revision 2): partial. GET /owa/x gets through",
+		"208 1 Mitigation M1 (revision 0): pending. being updated"}
 	if fmt.Sprint(m) != fmt.Sprint(memory(want)) {
 		t.Errorf("%q", m)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/bounded"
@@ -22,16 +23,15 @@ type Driver interface {
 	// Redirection reads redirection.config, which says whether the configuration of IIS is shared and lies elsewhere. When
 	// there is none, the error is fs.ErrNotExist.
 	Redirection(ctx context.Context) (data []byte, name string, err error)
-	// Files reads web.config files by physical directory, as written in applicationHost.config.
+	// Files reads configuration files by physical directory, as written in applicationHost.config.
 	iisconfig.Files
-	// WebConfigsBelow lists the directories below dir that have a web.config, not dir itself. What can't be read is left out.
-	WebConfigsBelow(dir string) ([]string, error)
-	// ReplaceWebConfig replaces a web.config atomically, keeping owner and mode. ErrChanged when it is not old any more;
-	// the file is untouched after any error.
-	ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error
-	// CheckConfig asks IIS itself whether it can read the rewrite sections of an application ("Default Web Site/owa"), after
-	// its web.config was replaced. nil where there is no IIS to ask.
-	CheckConfig(ctx context.Context, app string) error
+	// ReplaceConfig replaces a file of a directory atomically, keeping owner and mode. old nil creates it, data nil deletes it.
+	// ErrChanged when the file is not old any more; it is untouched after any error.
+	ReplaceConfig(ctx context.Context, dir, file string, old, data []byte) error
+	// Effective asks IIS itself for the merged view of a rewrite section ("rules", "outboundRules") at an application
+	// ("Default Web Site/owa"): XML as appcmd prints it. An *IISError is what IIS says when it can't read the configuration.
+	// ErrNoWitness where there is no IIS to ask.
+	Effective(ctx context.Context, app, section string) ([]byte, error)
 	// FrontEnd gives the base address of the web site that clients talk to, with a loopback address, and its host name, "" for
 	// none. An empty address: there is none, or it is not known.
 	FrontEnd(ctx context.Context) (base, host string, err error)
@@ -54,6 +54,14 @@ type Driver interface {
 	// web.config files to watch besides.
 	Watch(ctx context.Context, dirs []string, changed func()) error
 }
+
+// ErrNoWitness: there is no IIS on this server that could be asked.
+var ErrNoWitness = errors.New("no IIS to ask")
+
+// IISError is what IIS itself says about a configuration that it can't read.
+type IISError struct{ Text string }
+
+func (e *IISError) Error() string { return e.Text }
 
 // ErrChanged is returned when a file changed between reading and replacing it.
 var ErrChanged = errors.New("changed by somebody else meanwhile")
@@ -118,7 +126,8 @@ type Prior struct {
 	// Dependents ran, depend on the service, and were stopped with it, in this order.
 	Dependents []string `json:"dependents,omitempty"`
 	Pool       *Pool    `json:"pool,omitempty"`
-	// Files are the directories whose web.config was changed. Their bytes are in Originals.
+	// Files are the configuration files that were changed: a directory for its web.config, "DIRECTORY|FILE" for another file
+	// of it. Their bytes are in Originals.
 	Files []string `json:"files,omitempty"`
 }
 
@@ -129,10 +138,28 @@ type Change struct {
 	Prior Prior
 }
 
-// Originals keeps what each changed web.config was without us. Put is durable when it returns.
+// FileRef names a configuration file: a directory for its web.config, "DIRECTORY|FILE" for another file of it. No Windows path
+// has the separator in it.
+func FileRef(dir, file string) string {
+	if file == iisconfig.WebConfig {
+		return dir
+	}
+	return dir + "|" + file
+}
+
+// SplitRef is the inverse of FileRef.
+func SplitRef(ref string) (dir, file string) {
+	if d, f, ok := strings.Cut(ref, "|"); ok {
+		return d, f
+	}
+	return ref, iisconfig.WebConfig
+}
+
+// Originals keeps what each changed configuration file was without us, by its FileRef; no bytes: there was no such file. Put is
+// durable when it returns.
 type Originals interface {
-	Original(dir string) (data []byte, ok bool, err error)
-	PutOriginal(dir string, data []byte) error
+	Original(ref string) (data []byte, ok bool, err error)
+	PutOriginal(ref string, data []byte) error
 }
 
 // Standing says how an action stands on the server.
@@ -158,6 +185,9 @@ type Finding struct {
 	Evidence []*stopgapv1.Evidence
 	// Detail is one line for people: what is in place, or what is missing.
 	Detail string
+	// Gaps are the attack requests (or, for a document without any, the applications) for which it is in place and not in
+	// effect, each with the reason. The mitigation is then PARTIAL.
+	Gaps []string
 }
 
 // OK says whether the action needs nothing done.
@@ -169,6 +199,8 @@ type Plan struct {
 	Now Finding
 	// Prior is what was there; to be journaled before Apply.
 	Prior Prior
+	// Watch are the directories besides whose configuration decides about the effect.
+	Watch []string
 	// Touches lists what is affected besides: applications that restart, applications of a pool.
 	Touches []string
 }

@@ -223,7 +223,34 @@ func (a *appPool) find(ctx context.Context) (Finding, Pool, error) {
 	default:
 		f.Standing = Absent
 	}
-	return f, p, nil
+	return f, p, a.elsewhere(ctx, &f)
+}
+
+// elsewhere looks for applications of the pool's kind that another pool serves today: stopping this one does not stop them. The
+// error means that it would stop none of them.
+func (a *appPool) elsewhere(ctx context.Context, f *Finding) error {
+	if a.p.server == nil {
+		return nil
+	}
+	apps := a.p.server.AppsOfKind(a.spec.GetName())
+	for _, app := range apps {
+		if strings.EqualFold(app.Pool, a.spec.GetName()) {
+			continue
+		}
+		other, err := a.p.d.Pool(ctx, app.Pool)
+		if err != nil {
+			return wrapf("pool-unreadable", err, "application pool %s", app.Pool)
+		}
+		found := fmt.Sprintf("runs in application pool %s, which is %s", app.Pool, other)
+		f.Evidence = append(f.Evidence, evidence(a.ref.Action, "application "+app.String(), found, nil))
+		if other.Present && other.State != Stopped {
+			f.Gaps = append(f.Gaps, fmt.Sprintf("application %s %s: this mitigation stops %s only", app, found, a.spec.GetName()))
+		}
+	}
+	if len(apps) > 0 && len(f.Gaps) == len(apps) || f.Standing == NotPresent && len(f.Gaps) > 0 {
+		return failf("pool-elsewhere", "stopping application pool %s stops nothing that it is for: %s", a.spec.GetName(), strings.Join(f.Gaps, "; "))
+	}
+	return nil
 }
 
 // Plan implements Action.

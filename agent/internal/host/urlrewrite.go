@@ -6,21 +6,42 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host/iis"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/effect"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
+	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
 // urlRewrite is the url_rewrite action.
 type urlRewrite struct {
-	p    *Pass
-	ref  Ref
-	spec *stopgapv1.UrlRewriteAction
+	p       *Pass
+	ref     Ref
+	spec    *stopgapv1.UrlRewriteAction
+	rules   effect.Rules
+	attacks []effect.Attack
+	// chosen is where Plan decided to put the rules.
+	chosen *placement
 }
 
 var _ Action = (*urlRewrite)(nil)
+
+// sites are the web sites that the action is for.
+func (a *urlRewrite) sites() []*iisconfig.Site {
+	if a.p.server == nil {
+		return nil
+	}
+	if name := a.spec.GetLocation().GetSite(); name != "EXCHANGE_FRONT_END" {
+		if s := a.p.server.Site(name); s != nil {
+			return []*iisconfig.Site{s}
+		}
+		return nil
+	}
+	return a.p.server.FrontEndSites()
+}
 
 // targets finds the applications the action is for.
 func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
@@ -28,14 +49,12 @@ func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
 		return nil, a.p.serverErr
 	}
 	loc := a.spec.GetLocation()
-	var sites []*iisconfig.Site
-	if loc.GetSite() == "EXCHANGE_FRONT_END" {
-		if sites = a.p.server.FrontEndSites(); len(sites) == 0 {
-			return nil, failf("no-site", `no site has an application below FrontEnd\HttpProxy`)
-		}
-	} else if s := a.p.server.Site(loc.GetSite()); s != nil {
-		sites = append(sites, s)
-	} else {
+	sites := a.sites()
+	switch {
+	case len(sites) > 0:
+	case loc.GetSite() == "EXCHANGE_FRONT_END":
+		return nil, failf("no-site", `no site has an application below FrontEnd\HttpProxy`)
+	default:
 		return nil, failf("no-site", "site %q does not exist", loc.GetSite())
 	}
 	var out []*iisconfig.App
@@ -58,19 +77,14 @@ func (a *urlRewrite) Validate(context.Context) error {
 	if a.p.newErr != nil {
 		return a.p.newErr
 	}
+	if !a.p.server.Registers() {
+		return failf("config-locked", "URL Rewrite is not registered in IIS (no section group system.webServer/rewrite)")
+	}
+	if runs, why := a.p.diskModel().At(apps[0].Site, "/").Loaded(); !runs {
+		return failf("config-locked", "URL Rewrite is registered in IIS, and its module is not loaded: %s", why)
+	}
 	for _, app := range apps {
 		if err := a.p.bodies(a.spec, app); err != nil {
-			return err
-		}
-		for section, xml := range map[string]string{"rules": a.spec.GetInbound(), "outboundRules": a.spec.GetOutbound()} {
-			if xml == "" {
-				continue
-			}
-			if why := a.p.server.Locked(app, section); why != "" {
-				return failf("config-locked", "%s: section %s can't be set: %s", app, section, why)
-			}
-		}
-		if _, err := a.p.load(app.Dir); err != nil {
 			return err
 		}
 	}
@@ -79,8 +93,11 @@ func (a *urlRewrite) Validate(context.Context) error {
 
 // bodies refuses to rewrite the bodies that the front end, a proxy, passes on: IIS answers 500.52 for compressed ones.
 func (p *Pass) bodies(spec *stopgapv1.UrlRewriteAction, app *iisconfig.App) error {
-	sec, _, err := fragmentRules(spec.GetOutbound(), true)
-	if err != nil || sec == nil {
+	if spec.GetOutbound() == "" {
+		return nil
+	}
+	sec, _, err := urlrewrite.ParseFragment([]byte(spec.GetOutbound()), true)
+	if err != nil {
 		return err
 	}
 	for _, s := range p.server.FrontEndSites() {
@@ -91,58 +108,178 @@ func (p *Pass) bodies(spec *stopgapv1.UrlRewriteAction, app *iisconfig.App) erro
 	return nil
 }
 
-func (a *urlRewrite) mine(f *file) bool {
-	return len(without(f.known, a.ref)) < len(f.known)
-}
-
-// Plan implements Action.
-func (a *urlRewrite) Plan(ctx context.Context) (Plan, error) {
+// Plan implements Action. It reads what is there, judges where that is in effect, and, if something is missing, finds out where
+// the rules would have to go.
+func (a *urlRewrite) Plan(context.Context) (Plan, error) {
 	apps, err := a.targets()
 	if err != nil {
 		return Plan{}, err
 	}
-	pl := Plan{}
-	for _, app := range apps {
-		f, err := a.p.load(app.Dir)
+	home, err := a.at(apps, nil)
+	if err != nil {
+		return Plan{}, err
+	}
+	refs := union(home.refs(), a.held())
+	standing, err := a.inspect(refs, home)
+	if err != nil {
+		return Plan{}, err
+	}
+	now := a.judge(a.p.diskModel(), effect.Ours)
+	pl := Plan{Now: standing}
+	pl.Prior.Files = refs
+	if standing.Standing == InPlace && now.full() {
+		pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
+		return pl, a.touches(&pl)
+	}
+	best, err := a.best(apps)
+	if err != nil {
+		return pl, err
+	}
+	if standing.Standing != InPlace && len(a.held()) == 0 {
+		bare, err := a.p.bareModel()
 		if err != nil {
-			return Plan{}, err
+			return pl, err
 		}
-		pl.Prior.Files = append(pl.Prior.Files, f.dir)
-		frag, err := a.p.fragment(a.spec, f.dir)
-		if err != nil {
-			return Plan{}, err
-		}
-		in, err := iis.Inspect(f.disk, frag)
-		if err != nil {
-			return Plan{}, failf("config-malformed", "%s: %v", f.name, err)
-		}
-		if !a.mine(f) && in.Standing != iis.Absent && len(f.known) > 0 {
-			// Rules of ours (an earlier revision, that does the same or has the same names) don't count as somebody else's.
-			base, err := f.base()
-			if err == nil {
-				in, err = iis.Inspect(base, frag)
-			}
-			if err != nil {
-				return Plan{}, failf("config-malformed", "%s: %v", f.name, err)
-			}
-		}
-		fd := findingOf(in)
-		if fd.Standing == Altered && !a.mine(f) {
-			return Plan{}, &Error{Code: "name-taken", Conflict: true,
-				Err: fmt.Errorf("%s: %s and is not ours: remove or rename it", f.name, in.Detail)}
-		}
-		if fd.Standing == InPlace {
-			// There and equal is not yet in force: a <clear/> after it, or a child that adds it again, undoes it too.
-			if err := a.p.check(f, entry{a.ref, frag}, a.p.d); err != nil {
-				return Plan{}, err
-			}
-		}
-		pl.Now = worse(pl.Now, fd, a.evidence(f.name, in.Detail, f.disk))
-		for _, r := range a.p.server.Readers(f.dir) {
-			pl.Touches = append(pl.Touches, "restarts "+r.String())
+		theirs := a.judge(bare, effect.Foreign)
+		if theirs.ok() > 0 && !best.cover.betterThan(theirs) && a.twins(theirs, best.cover) {
+			pl.Now = Finding{Standing: Foreign, Detail: "rules of other names do the same, in effect wherever ours would be; found, not ours", Gaps: texts(theirs.gaps())}
+			pl.Now.Evidence = append(a.foreignEvidence(bare), theirs.evidence(a.ref.Action)...)
+			pl.Prior.Files = home.refs()
+			return pl, a.touches(&pl)
 		}
 	}
-	return pl, nil
+	if best.cover.ok() == 0 {
+		return pl, failf("no-effect", "the rules would be in effect nowhere: %s", reasons(best.cover.checks))
+	}
+	a.chosen = &best
+	pl.Prior.Files = union(best.refs(), a.held())
+	pl.Now.Gaps = texts(best.cover.gaps())
+	if standing.Standing == InPlace && (!best.cover.betterThan(now) || !a.changes(best)) {
+		pl.Now.Gaps = texts(now.gaps())
+		pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
+		return pl, a.touches(&pl)
+	}
+	if standing.Standing == InPlace { // it is there, and something keeps it from having its effect
+		pl.Now.Standing, pl.Now.Detail = Altered, "in place and without effect: "+reasons(now.checks)
+	}
+	pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
+	return pl, a.touches(&pl)
+}
+
+// twins reports whether somebody else's rules are reached wherever ours would be.
+func (a *urlRewrite) twins(theirs, ours coverage) bool {
+	some := false
+	for i, x := range theirs.reach {
+		some = some || x.OK
+		if ours.reach[i].OK && !x.OK {
+			return false
+		}
+	}
+	return some
+}
+
+// foreignEvidence names where somebody else's rules are.
+func (a *urlRewrite) foreignEvidence(m *iisconfig.Model) []*stopgapv1.Evidence {
+	var out []*stopgapv1.Evidence
+	seen := map[string]bool{}
+	for _, site := range a.sites() {
+		p := m.At(site, a.spec.GetLocation().GetPath())
+		in, outb, ok := effect.Foreign(p, a.rules)
+		if !ok {
+			continue
+		}
+		for section, names := range map[string][]string{"rules": in, "outboundRules": outb} {
+			for _, n := range names {
+				if it := p.Section(section).Item(n); it != nil && !seen[it.Source.String()] {
+					seen[it.Source.String()] = true
+					out = append(out, evidence(a.ref.Action, it.Source.File, fmt.Sprintf("rule %q in line %d does the same; found, not ours", n, it.Source.Line), nil))
+				}
+			}
+		}
+	}
+	return out
+}
+
+// touches lists what restarts when the files of a plan are written, and the directories that decide about the effect.
+func (a *urlRewrite) touches(pl *Plan) error {
+	seen := map[string]bool{}
+	for _, site := range a.sites() {
+		for _, app := range site.Apps {
+			if app.Dir != "" && (app.IsFrontEnd() || app.Path == "/") {
+				pl.Watch = append(pl.Watch, app.Dir)
+			}
+		}
+	}
+	for _, ref := range pl.Prior.Files {
+		dir, _ := SplitRef(ref)
+		for _, r := range a.p.diskModel().Readers(dir) {
+			if t := "restarts " + r.Place.App.String(); !seen[t] {
+				seen[t] = true
+				pl.Touches = append(pl.Touches, t)
+			}
+		}
+	}
+	return nil
+}
+
+// held are the files in which the journal says that something of the action may be.
+func (a *urlRewrite) held() []string {
+	var out []string
+	for _, c := range a.p.inForce {
+		if c.Ref == a.ref {
+			out = append(out, c.Prior.Files...)
+		}
+	}
+	return out
+}
+
+func union(a, b []string) []string {
+	out := append([]string(nil), a...)
+	for _, x := range b {
+		found := false
+		for _, y := range out {
+			found = found || fileKey(x) == fileKey(y)
+		}
+		if !found {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// inspect says how the rules stand in the files that they are to be in. A rule of our name that is not ours is a conflict.
+func (a *urlRewrite) inspect(refs []string, home placement) (Finding, error) {
+	out := Finding{}
+	mine := len(a.held()) > 0
+	for _, ref := range refs {
+		f, err := a.p.load(ref)
+		if err != nil {
+			return out, err
+		}
+		frag := home.frag(ref)
+		if frag == nil { // an application's own file: it has all of the rules
+			w := whole(a.spec, f.root())
+			frag = &w
+		}
+		in, err := iis.Inspect(f.content(), *frag)
+		if err == nil && !mine && in.Standing != iis.Absent && len(f.known) > 0 {
+			// Rules of ours (an earlier revision, that does the same or has the same names) don't count as somebody else's.
+			var base []byte
+			if base, err = f.base(); err == nil {
+				in, err = iis.Inspect(base, *frag)
+			}
+		}
+		if err != nil {
+			return out, failf("config-malformed", "%s: %v", f.name, err)
+		}
+		fd := findingOf(in)
+		if fd.Standing == Altered && !mine {
+			return out, &Error{Code: "name-taken", Conflict: true,
+				Err: fmt.Errorf("%s: %s and is not ours: remove or rename it", f.name, in.Detail)}
+		}
+		out = worse(out, fd, a.evidence(f.name, in.Detail, f.content()))
+	}
+	return out, nil
 }
 
 func (a *urlRewrite) evidence(name, found string, data []byte) *stopgapv1.Evidence {
@@ -151,7 +288,7 @@ func (a *urlRewrite) evidence(name, found string, data []byte) *stopgapv1.Eviden
 }
 
 func findingOf(in iis.Inspection) Finding {
-	st := map[iis.Standing]Standing{iis.InPlace: InPlace, iis.Foreign: Foreign, iis.Absent: Absent, iis.Altered: Altered}[in.Standing]
+	st := map[iis.Standing]Standing{iis.InPlace: InPlace, iis.Absent: Absent, iis.Altered: Altered}[in.Standing]
 	return Finding{Standing: st, Detail: in.Detail}
 }
 
@@ -164,72 +301,86 @@ func worse(a, b Finding, ev *stopgapv1.Evidence) Finding {
 	return a
 }
 
-// Apply implements Action: it stages the rules and evaluates every application that reads the files.
+// Apply implements Action: it stages the rules where Plan found that they are in effect, and looks once more that IIS would
+// take the edit.
 func (a *urlRewrite) Apply(context.Context) error {
 	apps, err := a.targets()
 	if err != nil {
 		return err
 	}
-	for _, app := range apps {
-		f, err := a.p.load(app.Dir)
-		var frag iis.Fragment
-		if err == nil {
-			frag, err = a.p.fragment(a.spec, f.dir)
-		}
-		if err == nil {
-			f.stage(entry{a.ref, frag})
-			err = a.p.check(f, entry{a.ref, frag}, overlay{a.p})
-		}
+	if a.chosen == nil {
+		best, err := a.best(apps)
 		if err != nil {
-			a.p.Unstage(a.ref)
 			return err
 		}
+		a.chosen = &best
+	}
+	if err := a.stage(*a.chosen); err != nil {
+		a.p.Unstage(a.ref)
+		return err
 	}
 	return nil
 }
 
-// Verify implements Action.
+// Verify implements Action: it reads the files again, judges where the rules are in effect now, and asks IIS if that was not
+// done when they were written.
 func (a *urlRewrite) Verify(ctx context.Context) (Finding, error) {
 	apps, err := a.targets()
 	if err != nil {
 		return Finding{}, err
 	}
+	home := placement{}
+	switch {
+	case a.chosen != nil:
+		home = *a.chosen
+	default:
+		if home, err = a.at(apps, nil); err != nil {
+			return Finding{}, err
+		}
+	}
 	out := Finding{}
-	for _, app := range apps {
-		data, name, err := a.p.d.WebConfig(app.Dir)
+	for _, s := range home.spots {
+		data, name, err := a.p.disk.ConfigFile(s.dir, s.file)
+		if errors.Is(err, fs.ErrNotExist) {
+			return out, failf("not-in-place", "%s is not there", name)
+		}
 		if err != nil {
 			return Finding{}, failf("config-unreadable", "%v", err)
 		}
-		frag, err := a.p.fragment(a.spec, app.Dir)
-		if err != nil {
-			return Finding{}, err
-		}
-		in, err := iis.Inspect(data, frag)
+		in, err := iis.Inspect(data, s.frag)
 		if err != nil {
 			return Finding{}, failf("config-malformed", "%s: %v", name, err)
 		}
 		out = worse(out, findingOf(in), a.evidence(name, in.Detail, data))
 		if in.Standing == iis.InPlace {
-			if err := a.p.check(&file{dir: app.Dir, name: name}, entry{a.ref, frag}, a.p.d); err != nil {
-				return out, err
+			f, ok := a.p.files[fileKey(FileRef(s.dir, s.file))]
+			if ok && f.asked {
+				continue
 			}
-			if f, ok := a.p.files[key(app.Dir)]; !ok || !f.asked { // a crash came between writing and asking
-				if err := a.p.askIIS(ctx, app.Dir); err != nil {
-					return out, failf("config-refused", "%v", err)
-				}
-				if ok {
-					f.asked = true
-				}
+			if err := a.p.askIIS(ctx, s.dir); err != nil { // a crash came between writing and asking
+				return out, failf("config-refused", "%v", err)
+			}
+			if ok {
+				f.asked = true
 			}
 		}
+	}
+	cover := a.judge(a.p.diskModel(), effect.Ours)
+	if out.Standing != InPlace {
+		cover = a.judge(a.p.diskModel(), effect.Foreign)
+	}
+	out.Evidence = append(out.Evidence, cover.evidence(a.ref.Action)...)
+	out.Gaps = texts(cover.gaps())
+	if out.Standing == InPlace && cover.ok() == 0 {
+		return out, failf("no-effect", "in place and in effect nowhere: %s", reasons(cover.checks))
 	}
 	return out, nil
 }
 
 // Revert implements Action.
 func (a *urlRewrite) Revert(_ context.Context, prior Prior) error {
-	for _, dir := range prior.Files {
-		f, err := a.p.load(dir)
+	for _, ref := range prior.Files {
+		f, err := a.p.load(ref)
 		if err != nil {
 			var e *Error
 			if errors.As(err, &e) && e.Code == "config-missing" {
@@ -238,19 +389,16 @@ func (a *urlRewrite) Revert(_ context.Context, prior Prior) error {
 			a.p.Unstage(a.ref)
 			return err
 		}
-		frag, err := a.p.fragment(a.spec, f.dir)
-		if err != nil {
-			return err
-		}
-		f.take(entry{a.ref, frag})
+		f.take(a.ref, whole(a.spec, f.root()))
 	}
 	return nil
 }
 
 // VerifyReverted implements Action.
 func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, error) {
-	for _, dir := range prior.Files {
-		data, name, err := a.p.d.WebConfig(dir)
+	for _, ref := range prior.Files {
+		dir, file := SplitRef(ref)
+		data, name, err := a.p.d.ConfigFile(dir, file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -261,8 +409,12 @@ func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, err
 		if err != nil {
 			return "", failf("config-malformed", "%s: %v", name, err)
 		}
+		root := ""
+		if file != iisconfig.WebConfig {
+			root = doc.Root.Name
+		}
 		var kept []iis.Fragment
-		if f, ok := a.p.files[key(dir)]; ok {
+		if f, ok := a.p.files[fileKey(ref)]; ok {
 			kept = fragments(without(f.staged, a.ref))
 			for _, e := range f.known {
 				if e.ref != a.ref && len(without(f.taken, e.ref)) == len(f.taken) {
@@ -270,9 +422,19 @@ func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, err
 				}
 			}
 		}
-		if left := iis.Left(doc, iis.Fragment{Inbound: a.spec.GetInbound(), Outbound: a.spec.GetOutbound()}, kept...); left != "" {
+		if left := iis.Left(doc, whole(a.spec, root), kept...); left != "" {
 			return fmt.Sprintf("%s still has %s", name, left), nil
 		}
 	}
 	return "", nil
+}
+
+// below reports whether a path of the same site is one of several or lies below one.
+func below(path string, of []string) bool {
+	for _, o := range of {
+		if !strings.EqualFold(path, o) && iisconfig.IsBelow(path, o) {
+			return true
+		}
+	}
+	return false
 }

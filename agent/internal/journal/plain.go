@@ -14,6 +14,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/stopgap-em/stopgap/agent/internal/host"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
@@ -227,12 +228,26 @@ func preConditions(fragment string) []string {
 	return out
 }
 
+// madeName is the name in PlainDir of a file that was not there before: that of no bytes.
+var madeName = func() string {
+	sum := sha256.Sum256(nil)
+	return hex.EncodeToString(sum[:8]) + "-web.config"
+}()
+
+// made reports whether a configuration file was not there before ours.
+func (p plain) made(ref string) bool { return p.Originals[string(dirKey(ref))] == madeName }
+
 func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.Action) {
 	switch k := a.GetKind().(type) {
 	case *stopgapv1.Action_UrlRewrite:
 		for _, d := range c.Prior.Files {
-			file := strings.TrimRight(d, `\/`) + `\web.config`
+			in, name := host.SplitRef(d)
+			file := strings.TrimRight(in, `\/`) + `\` + name
 			fmt.Fprintf(b, "   file %s\r\n", file)
+			if p.made(d) {
+				fmt.Fprintf(b, "   the file was not there before: if nobody else wrote to it since, delete it\r\n"+
+					"     Remove-Item -LiteralPath ([Environment]::ExpandEnvironmentVariables('%s'))\r\n", file)
+			}
 			for _, part := range []struct{ section, xml string }{{"rules", k.UrlRewrite.GetInbound()}, {"outboundRules", k.UrlRewrite.GetOutbound()}} {
 				if part.xml == "" {
 					continue
@@ -248,7 +263,7 @@ func undoAction(b *strings.Builder, dir string, p plain, c Change, a *stopgapv1.
 					fmt.Fprintf(b, "   then delete the <preCondition name=%q>, and sections that are empty now\r\n", n)
 				}
 			}
-			if name, ok := p.Originals[string(dirKey(d))]; ok {
+			if name, ok := p.Originals[string(dirKey(d))]; ok && !p.made(d) {
 				fmt.Fprintf(b, "   or, if nobody else changed the file since:\r\n     Copy-Item -LiteralPath '%s' -Destination ([Environment]::ExpandEnvironmentVariables('%s'))\r\n",
 					filepath.Join(dir, PlainDir, name), file)
 			}

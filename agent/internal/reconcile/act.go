@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
@@ -68,14 +69,14 @@ func (p *pass) act(ctx context.Context) error {
 func (p *pass) carryOut(ctx context.Context, w *work, unwritten map[string]error) {
 	for _, s := range append(append([]step(nil), w.apply...), w.revert...) {
 		for _, d := range s.change.Prior.Files {
-			if err := unwritten[dirKey(d)]; err != nil && s.todo {
+			if err := unwritten[host.FileKey(d)]; err != nil && s.todo {
 				w.failed = err
 				return
 			}
 		}
 	}
 	w.evidence = nil
-	for _, s := range w.apply {
+	for i, s := range w.apply {
 		if s.todo && !s.file {
 			if err := s.action.Apply(ctx); err != nil {
 				w.failed = fmt.Errorf("action %s: %w", s.ref.Action, err)
@@ -91,6 +92,7 @@ func (p *pass) carryOut(ctx context.Context, w *work, unwritten map[string]error
 			return
 		}
 		w.evidence = append(w.evidence, f.Evidence...)
+		w.apply[i].gaps = f.Gaps
 	}
 	// Last on, first off.
 	for i := len(w.revert) - 1; i >= 0; i-- {
@@ -122,13 +124,18 @@ func (p *pass) carryOut(ctx context.Context, w *work, unwritten map[string]error
 func (p *pass) reverted(s step) []*stopgapv1.Evidence {
 	var out []*stopgapv1.Evidence
 	for _, d := range s.change.Prior.Files {
-		data, name, err := p.r.cfg.Driver.WebConfig(d)
+		data, name, err := p.r.cfg.Driver.ConfigFile(host.SplitRef(d))
+		orig, ok, oerr := p.r.cfg.Journal.Original(d)
+		if errors.Is(err, fs.ErrNotExist) && oerr == nil && ok && len(orig) == 0 {
+			out = append(out, &stopgapv1.Evidence{Action: s.ref.Action, Subject: name, Found: "gone, as it was before"})
+			continue
+		}
 		if err != nil {
 			continue
 		}
 		sum := sha256.Sum256(data)
 		found := "nothing of " + s.ref.String() + " is left"
-		if orig, ok, err := p.r.cfg.Journal.Original(d); err == nil && ok && bytes.Equal(orig, data) {
+		if oerr == nil && ok && bytes.Equal(orig, data) {
 			found = "byte-identical to the file before"
 		}
 		out = append(out, &stopgapv1.Evidence{Action: s.ref.Action, Subject: name, Found: found, Sha256: sum[:]})
@@ -198,7 +205,7 @@ func (p *pass) takeBack(ctx context.Context, back, restore []journal.Change) (ma
 		if err != nil {
 			return nil, err
 		}
-		a, err := hp.Action(c.Ref, spec)
+		a, err := hp.Action(c.Ref, spec, nil)
 		if err == nil {
 			err = a.Apply(ctx)
 		}
@@ -225,7 +232,7 @@ func revertAll(ctx context.Context, hp *host.Pass, back []journal.Change) map[ho
 		spec, err := back[i].Action()
 		var a host.Action
 		if err == nil {
-			a, err = hp.Action(back[i].Ref, spec)
+			a, err = hp.Action(back[i].Ref, spec, nil)
 		}
 		if err == nil {
 			err = a.Revert(ctx, back[i].Prior)
@@ -240,7 +247,7 @@ func revertAll(ctx context.Context, hp *host.Pass, back []journal.Change) map[ho
 	for _, u := range todo {
 		var err error
 		for _, d := range u.c.Prior.Files {
-			err = errors.Join(err, unwritten[dirKey(d)])
+			err = errors.Join(err, unwritten[host.FileKey(d)])
 		}
 		if err == nil {
 			var why string

@@ -13,6 +13,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 // Want is what should become of a mitigation.
@@ -188,7 +189,7 @@ func (v View) decide(id string) Decision {
 	// 3. Release. Absence from the assignment never reverts; a revision that policy dropped does.
 	if item == nil {
 		// What was applied without changing anything (found in place, or a mitigation that changes nothing) was released too.
-		if known := v.Known[id]; inForce == 0 && known.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && revs[known.GetRevision()] != nil {
+		if known := v.Known[id]; inForce == 0 && outcome.Of(known.GetState()).Applied && revs[known.GetRevision()] != nil {
 			d.Revision, d.SHA256 = known.GetRevision(), revs[known.GetRevision()].SHA256[:]
 			return v.applicable(d, revs[d.Revision], nil, 0, "")
 		}

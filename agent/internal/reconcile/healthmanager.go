@@ -42,7 +42,7 @@ func (p *pass) holdHealthManager(ctx context.Context) error {
 	for _, name := range host.HealthManager {
 		ref := host.Ref{Mitigation: healthManager, Action: name}
 		spec := healthManagerAction(name)
-		a, err := p.host.Action(ref, spec)
+		a, err := p.host.Action(ref, spec, nil)
 		if err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func (p *pass) releaseHealthManager(ctx context.Context) error {
 			if c.Ref.Action != host.HealthManager[i] {
 				continue
 			}
-			a, err := p.host.Action(c.Ref, healthManagerAction(c.Ref.Action))
+			a, err := p.host.Action(c.Ref, healthManagerAction(c.Ref.Action), nil)
 			if err == nil {
 				err = a.Revert(ctx, c.Prior)
 			}

@@ -63,8 +63,8 @@ type killDriver struct {
 	k *killer
 }
 
-func (d *killDriver) ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error {
-	return d.k.do(func() error { return d.Driver.ReplaceWebConfig(ctx, dir, old, data) })
+func (d *killDriver) ReplaceConfig(ctx context.Context, dir, file string, old, data []byte) error {
+	return d.k.do(func() error { return d.Driver.ReplaceConfig(ctx, dir, file, old, data) })
 }
 
 // SetService dies in the middle too: the start type is changed and the state is not.

@@ -11,9 +11,13 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/bounded"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 func dirKey(dir string) string { return strings.ToLower(strings.TrimRight(dir, `\/`)) }
+
+// codePartial is the code of PARTIAL.
+const codePartial = "partial"
 
 const (
 	maxReason   = 1 << 10
@@ -42,6 +46,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 			o.DriftRepairs++
 			o.Code, o.Reason = "drift-repaired", "was undone or altered by somebody else and put back: "+strings.Join(w.drift, "; ")
 		}
+		partly(w, o)
 		p.probedOutcome(w, old, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
@@ -59,12 +64,34 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 	return o
 }
 
+// partly makes an outcome PARTIAL when the mitigation is in place and not in effect everywhere: what gets through is listed one
+// by one, with the reason.
+func partly(w *work, o *stopgapv1.Outcome) {
+	var gaps []string
+	for _, s := range w.apply {
+		gaps = append(gaps, s.gaps...)
+	}
+	if len(gaps) == 0 {
+		return
+	}
+	o.State, o.Code = stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, codePartial
+	found := ""
+	if w.foreign {
+		found = " (found in place, put there by somebody else)"
+	}
+	o.Reason = "in effect in part only" + found + ": " + strings.Join(gaps, "; ")
+}
+
 // probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.
 func (p *pass) probedOutcome(w *work, old, o *stopgapv1.Outcome) {
 	o.Evidence = append(o.Evidence, w.probed.evidence...)
 	switch {
 	case w.probed.kept != "":
-		o.Code, o.Reason = codeProbeFailed, "applied, and a probe that passed before fails now; it stays, as its document says: "+w.probed.kept
+		text := "applied, and a probe that passed before fails now; it stays, as its document says: " + w.probed.kept
+		if o.GetCode() == codePartial {
+			text += "; " + o.GetReason()
+		}
+		o.Code, o.Reason = codeProbeFailed, text
 	case !w.touched && old.GetState() == o.GetState() && old.GetRevision() == o.GetRevision() && string(old.GetDocumentSha256()) == string(o.GetDocumentSha256()):
 		o.Proof = old.GetProof()
 	case w.probed.unproven != "":
@@ -148,12 +175,10 @@ func same(a, b *stopgapv1.Outcome) bool {
 
 func (p *pass) log(o *stopgapv1.Outcome) {
 	l := p.r.cfg.Logger.Info
-	switch o.GetState() {
-	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT:
+	if outcome.Of(o.GetState()).Alarmed() {
 		l = p.r.cfg.Logger.Error
-	default:
 	}
-	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"),
+	l("outcome", "mitigation", o.GetMitigation(), "revision", o.GetRevision(), "state", outcome.Name(o.GetState()),
 		"code", o.GetCode(), "reason", o.GetReason())
 }
 

@@ -36,6 +36,7 @@ type step struct {
 	action host.Action
 	file   bool            // staged, written by Flush
 	now    host.Finding    // as found before
+	gaps   []string        // where it is in place and not in effect
 	record *journal.Change // nil: not ours yet
 	change journal.Change  // what is put into the journal before it is done
 	todo   bool
@@ -81,7 +82,7 @@ func (p *pass) step(ref host.Ref, c *journal.Change) (step, error) {
 	if err != nil {
 		return step{}, err
 	}
-	a, err := p.host.Action(ref, spec)
+	a, err := p.host.Action(ref, spec, nil)
 	return step{ref: ref, action: a, file: spec.GetUrlRewrite() != nil, record: c}, err
 }
 
@@ -95,7 +96,7 @@ func (p *pass) foreignLeft(ctx context.Context, d Decision) {
 		if spec.GetUrlRewrite() == nil {
 			continue
 		}
-		a, err := p.host.Action(host.Ref{Mitigation: d.ID, Revision: d.Revision, Action: spec.GetId()}, spec)
+		a, err := p.host.Action(host.Ref{Mitigation: d.ID, Revision: d.Revision, Action: spec.GetId()}, spec, rev.Document.Mitigation)
 		if err != nil {
 			continue
 		}
@@ -119,7 +120,7 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 		ref := host.Ref{Mitigation: w.ID, Revision: w.Revision, Action: spec.GetId()}
 		s := step{ref: ref, file: spec.GetUrlRewrite() != nil, record: p.record(ref)}
 		var err error
-		if s.action, err = p.host.Action(ref, spec); err == nil {
+		if s.action, err = p.host.Action(ref, spec, w.Doc.Mitigation); err == nil {
 			err = s.action.Validate(ctx)
 		}
 		var plan host.Plan
@@ -130,10 +131,12 @@ func (p *pass) planApply(ctx context.Context, w *work) {
 			w.failed = fmt.Errorf("action %s: %w", spec.GetId(), err)
 			break
 		}
-		for _, d := range plan.Prior.Files {
-			p.watch[d] = true
+		for _, d := range append(plan.Watch, plan.Prior.Files...) {
+			dir, _ := host.SplitRef(d)
+			p.watch[dir] = true
 		}
 		s.now = plan.Now
+		s.gaps = plan.Now.Gaps
 		w.evidence = append(w.evidence, plan.Now.Evidence...)
 		switch {
 		case plan.Now.Standing == host.InPlace && s.record == nil && p.ours(spec) != nil:

@@ -24,7 +24,7 @@ type site struct {
 type killed struct{}
 
 func (s *site) Until(_ context.Context, p *stopgapv1.Probe, _ bool) probe.Result {
-	data, _, err := s.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	data, _, err := s.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	r := probe.Result{Name: probe.Name(p), Got: "500"}
 	s.asked = append(s.asked, r.Name)
 	bad := bytes.Contains(data, []byte("breaks"))
@@ -48,7 +48,7 @@ actions:
     urlRewrite:
       location: {site: EXCHANGE_FRONT_END, path: "/"}
       inbound: |
-        <rule name="Stopgap %s.1 - inbound" stopProcessing="true"><match url="%s" /><action type="AbortRequest" /></rule>
+        <rule name="Stopgap %s.1 - inbound" stopProcessing="true"><match url="^(attack|%s)" /><action type="AbortRequest" /></rule>
 probes:
   - effect: {request: "GET /attack", expectAborted: true}
   - health: {request: "GET /owa/healthcheck.htm", expectStatus: 200}
@@ -170,16 +170,16 @@ func TestAnAgentKilledWhileItProbesStillHealsItsServer(t *testing.T) {
 func TestARepairIsNotUndoneByWhatFailsMeanwhile(t *testing.T) {
 	t.Parallel()
 	g, s := probedRig(t, map[string][]byte{"A": probedDoc("A", "fine-a", "SEVERITY_HIGH", onRevert)})
-	orig, _, err := g.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	orig, _, err := g.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g.pass()
-	now, _, err := g.driver.WebConfig(`%SystemDrive%\inetpub\wwwroot`)
+	now, _, err := g.driver.ConfigFile(`%SystemDrive%\inetpub\wwwroot`, "web.config")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := g.driver.ReplaceWebConfig(t.Context(), `%SystemDrive%\inetpub\wwwroot`, now, orig); err != nil {
+	if err := g.driver.ReplaceConfig(t.Context(), `%SystemDrive%\inetpub\wwwroot`, "web.config", now, orig); err != nil {
 		t.Fatal(err)
 	}
 	// The site works when it is asked before the repair, and not after.

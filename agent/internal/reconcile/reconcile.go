@@ -20,6 +20,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 // Journal is what a reconciler needs of the journal. Tests wrap it to stop at any call.
@@ -339,7 +340,7 @@ func (r *Reconciler) look(ctx context.Context) (*pass, View, error) {
 		view.Protected[c.Ref.Mitigation] = p.protected(c.Ref.Mitigation)
 	}
 	for id, o := range p.known {
-		if o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED && o.GetCode() == codeProbeFailed && len(view.InForce[id]) > 0 {
+		if outcome.Of(o.GetState()).Applied && o.GetCode() == codeProbeFailed && len(view.InForce[id]) > 0 {
 			p.alarms[codeProbeFailed] = mitigation.Ref(id, o.GetRevision()) + ": " + o.GetReason()
 		}
 	}
@@ -504,7 +505,8 @@ func (p *pass) publish() {
 	}
 	for _, c := range p.changes {
 		for _, d := range c.Prior.Files {
-			p.watch[d] = true
+			dir, _ := host.SplitRef(d)
+			p.watch[dir] = true
 		}
 	}
 	var dirs []string

@@ -288,9 +288,9 @@ type countingDriver struct {
 	writes map[string]int
 }
 
-func (d *countingDriver) ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error {
+func (d *countingDriver) ReplaceConfig(ctx context.Context, dir, file string, old, data []byte) error {
 	d.writes[dir]++
-	return d.Driver.ReplaceWebConfig(ctx, dir, old, data)
+	return d.Driver.ReplaceConfig(ctx, dir, file, old, data)
 }
 
 func TestDriftIsRepairedCountedAndGivenUpWhenSomebodyFightsUs(t *testing.T) {
@@ -457,7 +457,7 @@ type brokenDriver struct {
 	fail *int
 }
 
-func (d *brokenDriver) ReplaceWebConfig(context.Context, string, []byte, []byte) error {
+func (d *brokenDriver) ReplaceConfig(context.Context, string, string, []byte, []byte) error {
 	*d.fail++
 	return errors.New("disk is full")
 }
@@ -484,25 +484,15 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 			lock := `<location path="Default Web Site" overrideMode="Deny"><system.webServer><rewrite><outboundRules /></rewrite></system.webServer></location></configuration>`
 			return os.WriteFile(p, []byte(strings.Replace(string(data), "</configuration>", lock, 1)), 0o600)
 		}, "config-locked", `overrideMode="Deny"`},
-		"taken away below": {func(d string) error {
-			dir := filepath.Join(d, filepath.Dir(owa), "auth")
-			if err := os.MkdirAll(filepath.Join(dir, "15.2.1748"), 0o700); err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(dir, "web.config"), []byte("<configuration/>"), 0o600); err != nil {
-				return err
-			}
-			return os.WriteFile(filepath.Join(dir, "15.2.1748", "Web.config"), []byte(
-				"<configuration><system.webServer><rewrite><outboundRules><clear /></outboundRules></rewrite></system.webServer></configuration>"), 0o600)
-		}, "rule-void", `HttpProxy\owa\auth\15.2.1748\web.config takes it away there`},
-		"name taken below": {func(d string) error {
+		"name taken where an attack goes": {func(d string) error {
 			dir := filepath.Join(d, filepath.Dir(owa), "auth")
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return err
 			}
-			rule := `<configuration><system.webServer><rewrite><outboundRules><rule name="Stopgap M2.1 OWA CSP - outbound"><match serverVariable="RESPONSE_X" pattern="." /></rule></outboundRules></rewrite></system.webServer></configuration>`
+			rule := `<configuration><system.webServer><rewrite><rules><rule name="Stopgap CVE-2021-26855.1 X-BEResource Abort - inbound">` +
+				`<match url="." /></rule></rules></rewrite></system.webServer></configuration>`
 			return os.WriteFile(filepath.Join(dir, "web.config"), []byte(rule), 0o600)
-		}, "config-duplicate", "would answer 500.19"},
+		}, "config-duplicate", "/owa/auth/x.js would answer 500.19"},
 		"our name taken": {func(d string) error {
 			p := filepath.Join(d, owa)
 			data, err := os.ReadFile(p)
@@ -519,7 +509,7 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 				return err
 			}
 			return os.WriteFile(p, []byte(strings.ReplaceAll(string(data), `"RewriteModule"`, `"OtherModule"`)), 0o600)
-		}, "config-locked", "no RewriteModule in globalModules"},
+		}, "config-locked", "RewriteModule is not in globalModules"},
 		"shared configuration": {func(d string) error {
 			return os.WriteFile(filepath.Join(d, "C/Windows/System32/inetsrv/config/redirection.config"), []byte(
 				"<configuration>\n  <configSections/>\n  <configurationRedirection enabled=\"true\" path=\"\\\\files\\iis\" userName=\"u\" password=\"secret\" />\n</configuration>"), 0o600)
@@ -537,9 +527,13 @@ func TestAServerThatCannotBeChangedIsLeftUntouchedAndSaysWhy(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := g.snapshot()
-			g.publish("M2")
+			id := "M2"
+			if strings.Contains(name, "attack") {
+				id = "CVE-2021-26855"
+			}
+			g.publish(id)
 			g.pass()
-			o := g.outcome("M2")
+			o := g.outcome(id)
 			if o.GetCode() != c.code || !strings.Contains(o.GetReason(), c.in) {
 				t.Fatalf("got %s: %s; want %s naming %q", o.GetCode(), o.GetReason(), c.code, c.in)
 			}

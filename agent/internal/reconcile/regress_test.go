@@ -121,28 +121,6 @@ func TestARevisionThatIsNotForThisServerDoesNotReplaceOneThatIs(t *testing.T) {
 	}
 }
 
-func TestARuleThatIsThereAndHasNoEffectIsNotCalledApplied(t *testing.T) {
-	t.Parallel()
-	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU23, Host: "EX01"})
-	g.publish("M1")
-	g.pass()
-	p := filepath.Join(g.dir, "C", "inetpub", "wwwroot", "web.config")
-	data, err := os.ReadFile(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(p, []byte(strings.Replace(string(data), "</rules>", "<clear /></rules>", 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	g.pass()
-	g.expect("M1", failed, "rule-void")
-	if err := os.WriteFile(p, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	g.pass()
-	g.expect("M1", applied, "")
-}
-
 func TestWhatAKilledPassBeganGoesWhenTheRestCannotBeDone(t *testing.T) {
 	t.Parallel()
 	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})

@@ -19,6 +19,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -86,10 +87,6 @@ func (o *options) with(cmd *cobra.Command, f func(ctx context.Context, c stopgap
 	return f(ctx, client)
 }
 
-func state(s stopgapv1.OutcomeState) string {
-	return strings.TrimPrefix(s.String(), "OUTCOME_STATE_")
-}
-
 func presence(p stopgapv1.Presence) string { return strings.TrimPrefix(p.String(), "PRESENCE_") }
 
 func roles(rs []stopgapv1.Role) string {
@@ -111,7 +108,8 @@ func short(id string) string { return id[:min(len(id), 12)] }
 
 func countApplied(ctx context.Context, c stopgapv1.FleetServiceClient, id string, rev uint32) (int, error) {
 	n := 0
-	err := eachOutcome(ctx, c, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: []stopgapv1.OutcomeState{stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}},
+	states := outcome.Which(func(m outcome.Meaning) bool { return m.Applied })
+	err := eachOutcome(ctx, c, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: states},
 		func(r *stopgapv1.ListOutcomesResponse) error {
 			if r.GetRecord().GetOutcome().GetRevision() == rev {
 				n++

@@ -16,6 +16,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/clirun"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 func agents(o *options) *cobra.Command {
@@ -94,7 +95,8 @@ func showAgent(w io.Writer, r *stopgapv1.GetAgentResponse, f clirun.Format) erro
 	l := clirun.Listing{Header: []string{"MITIGATION", "STATE", "RECORDED", "REASON"}, Messages: []proto.Message{r}}
 	for _, rec := range r.GetOutcomes() {
 		x := rec.GetOutcome()
-		l.Rows = append(l.Rows, []string{mitigation.Ref(x.GetMitigation(), x.GetRevision()), state(x.GetState()), when(rec.GetRecordedAt()), x.GetReason()})
+		l.Rows = append(l.Rows, []string{mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()),
+			when(rec.GetRecordedAt()), x.GetReason()})
 	}
 	if f != clirun.Table {
 		return l.Print(w, f)
@@ -162,11 +164,11 @@ func eachOutcome(ctx context.Context, c stopgapv1.FleetServiceClient, r *stopgap
 func parseStates(in []string) ([]stopgapv1.OutcomeState, error) {
 	var out []stopgapv1.OutcomeState
 	for _, s := range in {
-		v, ok := stopgapv1.OutcomeState_value["OUTCOME_STATE_"+strings.ToUpper(strings.ReplaceAll(s, "-", "_"))]
-		if !ok || v == 0 {
-			return nil, fmt.Errorf("%w: %q is no outcome state", clirun.ErrUsage, s)
+		v, err := outcome.Parse(s)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", clirun.ErrUsage, err)
 		}
-		out = append(out, stopgapv1.OutcomeState(v))
+		out = append(out, v)
 	}
 	return out, nil
 }
@@ -177,7 +179,8 @@ func row(r *stopgapv1.OutcomeRecord) []string {
 	if name == "" {
 		name = short(r.GetAgentId())
 	}
-	return []string{name, r.GetOrganisation(), mitigation.Ref(x.GetMitigation(), x.GetRevision()), state(x.GetState()), x.GetCode(), when(r.GetRecordedAt()), x.GetReason()}
+	return []string{name, r.GetOrganisation(), mitigation.Ref(x.GetMitigation(), x.GetRevision()), outcome.Name(x.GetState()), x.GetCode(),
+		when(r.GetRecordedAt()), x.GetReason()}
 }
 
 var outcomeHeader = []string{"SERVER", "ORGANISATION", "MITIGATION", "STATE", "CODE", "RECORDED", "REASON"}
@@ -195,21 +198,27 @@ func outcomes(o *options) *cobra.Command {
 				return err
 			}
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				l := clirun.Listing{Header: outcomeHeader}
-				err := eachOutcome(ctx, c, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: want}, func(r *stopgapv1.ListOutcomesResponse) error {
-					l.Rows, l.Messages = append(l.Rows, row(r.GetRecord())), append(l.Messages, r.GetRecord())
-					return nil
-				})
-				if err != nil {
-					return err
-				}
-				return l.Print(cmd.OutOrStdout(), o.format)
+				return listOutcomes(ctx, c, cmd.OutOrStdout(), o.format, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: want})
 			})
 		},
 	}
 	c.Flags().StringVar(&id, "mitigation", "", "only this mitigation")
-	c.Flags().StringSliceVar(&states, "state", nil, "only these states, for example failed,conflict")
+	c.Flags().StringSliceVar(&states, "state", nil, "only these states, for example failed,conflict,partial")
 	return c
+}
+
+func listOutcomes(ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer, f clirun.Format,
+	r *stopgapv1.ListOutcomesRequest,
+) error {
+	l := clirun.Listing{Header: outcomeHeader}
+	err := eachOutcome(ctx, c, r, func(r *stopgapv1.ListOutcomesResponse) error {
+		l.Rows, l.Messages = append(l.Rows, row(r.GetRecord())), append(l.Messages, r.GetRecord())
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return l.Print(w, f)
 }
 
 // watchRetry is the pause before a broken watch goes on where it was.

@@ -7,7 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +17,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared/clirun"
 	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 type file struct {
@@ -163,11 +164,6 @@ func list(o *options) *cobra.Command {
 				}
 				l := clirun.Listing{Header: []string{"MITIGATION", "SEVERITY", "IN FORCE", "SERVERS", "TITLE"}, Messages: messages(r.GetMitigations())}
 				for _, m := range r.GetMitigations() {
-					var counts []string
-					for _, x := range m.GetCounts() {
-						counts = append(counts, fmt.Sprintf("%d %s", x.GetCount(), state(x.GetState())))
-					}
-					sort.Strings(counts)
 					in := "superseded"
 					switch {
 					case m.GetRelease() == stopgapv1.Release_RELEASE_HELD, m.GetRelease() == stopgapv1.Release_RELEASE_REVERTED:
@@ -176,7 +172,7 @@ func list(o *options) *cobra.Command {
 						in = "released"
 					}
 					d := m.GetMitigation()
-					l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), in, strings.Join(counts, ", "), d.GetTitle()})
+					l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), in, counts(m.GetCounts()), d.GetTitle()})
 				}
 				if o.format == clirun.Table {
 					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, valid until %s; root %d, valid until %s; fixed-builds revision %d\n", r.GetPolicyVersion(),
@@ -186,6 +182,16 @@ func list(o *options) *cobra.Command {
 			})
 		},
 	}
+}
+
+// counts is how many servers are in which state, the worst first.
+func counts(in []*stopgapv1.StateCount) string {
+	in = slices.SortedFunc(slices.Values(in), func(a, b *stopgapv1.StateCount) int { return outcome.Compare(a.GetState(), b.GetState()) })
+	var out []string
+	for _, x := range in {
+		out = append(out, fmt.Sprintf("%d %s", x.GetCount(), outcome.Name(x.GetState())))
+	}
+	return strings.Join(out, ", ")
 }
 
 func severity(m *stopgapv1.Mitigation) string {

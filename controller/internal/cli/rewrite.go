@@ -10,6 +10,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/shared/clirun"
 	"github.com/stopgap-em/stopgap/shared/files"
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite/vector"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
@@ -31,7 +32,20 @@ func rewriteEval() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "eval --vectors FILE [--config FILE]",
 		Short: "Say what a configuration does to requests and responses: one JSON object for each vector",
-		Args:  cobra.NoArgs,
+		Long: `Say what a configuration does to requests and responses: one JSON object for each vector.
+
+A vector has a phase (inbound, outbound or config), a configuration (config_xml, or levels from parent to child), the scope that the
+configuration is for (server, site or a path such as /owa), a request and, for outbound, a response. Rules run only for requests below
+their scope. A level sees the rewrite maps, preconditions and custom tags of the levels above it.
+
+The action in the answer is none, rewrite, redirect, custom_response or abort, or one of these:
+  config_error   IIS refuses the configuration and answers 500 (substatus 19) to every request below that place
+  runtime_error  a rule can't be carried out for this request; IIS answers 500 (substatus 50 inbound, 52 outbound, 53 outbound before
+                 the cache). Examples: a rule sets a server variable that is not allowed, or rewrites the body of a compressed response
+  error          no answer: the vector is incomplete, or its input is over a limit of this command
+
+request_headers are all headers of the request after the inbound rules, with lower-case names.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var xml []byte
 			if config != "" {
@@ -89,7 +103,11 @@ func rewriteCheck() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if _, err := urlrewrite.ParseConfig(data, kind); err != nil {
+				err = tooLarge(data, kind)
+				if err == nil {
+					_, err = urlrewrite.ParseConfig(data, kind)
+				}
+				if err != nil {
 					bad++
 					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, clirun.Printable(place(err)))
 					continue
@@ -104,6 +122,15 @@ func rewriteCheck() *cobra.Command {
 	}
 	c.Flags().StringVar(&as, "as", "", "applicationHost.config or web.config (default: by the file's name, else applicationHost.config)")
 	return c
+}
+
+// tooLarge refuses a web.config that IIS does not read because of its size.
+func tooLarge(data []byte, kind urlrewrite.Kind) error {
+	if kind != urlrewrite.WebConfig || len(data) <= iisconfig.DefaultMaxBytes {
+		return nil
+	}
+	return &xmldoc.SyntaxError{Line: 1, Col: 1, Msg: fmt.Sprintf("more than %d bytes (250 KB): IIS reads no larger web.config, "+
+		"unless MaxWebConfigFileSizeInKB in the registry says otherwise", iisconfig.DefaultMaxBytes)}
 }
 
 // place puts line and column in front, as compilers do.

@@ -334,7 +334,7 @@ func showRollout(w io.Writer, r *stopgapv1.GetRolloutResponse, f clirun.Format) 
 	return memberListing(told).Print(w, f)
 }
 
-// waveBar draws the states of a wave: # done, x failed, + on the way, . waiting.
+// waveBar draws the states of a wave: # done, x failed, ~ partial, + on the way, . waiting.
 func waveBar(of map[string]int) string {
 	total := of[""]
 	if total == 0 {
@@ -345,7 +345,7 @@ func waveBar(of map[string]int) string {
 	for _, part := range []struct {
 		n    int
 		char string
-	}{{done, "#"}, {bad, "x"}, {going, "+"}} {
+	}{{done, "#"}, {bad, "x"}, {of["partial"], "~"}, {going, "+"}} {
 		b.WriteString(strings.Repeat(part.char, (part.n*barWidth+total-1)/total))
 	}
 	text := b.String()

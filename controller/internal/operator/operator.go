@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/trust"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
@@ -157,7 +160,7 @@ func (s *Service) SetRelease(ctx context.Context, r *stopgapv1.SetReleaseRequest
 	}
 	resp := &stopgapv1.SetReleaseResponse{}
 	for _, rec := range recs {
-		if rec.GetOutcome().GetRevision() == r.GetRevision() && rec.GetOutcome().GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED {
+		if rec.GetOutcome().GetRevision() == r.GetRevision() && outcome.Of(rec.GetOutcome().GetState()).Applied {
 			resp.AppliedOn++
 		}
 	}
@@ -197,10 +200,8 @@ func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigati
 		dec := s.cfg.Rollout.Release(d.Ref())
 		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()],
 			Release: max(dec.Release, stopgapv1.Release_RELEASE_RELEASED), ReleaseReason: dec.Reason}
-		for st := range stopgapv1.OutcomeState_name {
-			if n := counts[d.Ref()][stopgapv1.OutcomeState(st)]; n > 0 {
-				m.Counts = append(m.Counts, &stopgapv1.StateCount{State: stopgapv1.OutcomeState(st), Count: n})
-			}
+		for _, st := range slices.SortedFunc(maps.Keys(counts[d.Ref()]), outcome.Compare) {
+			m.Counts = append(m.Counts, &stopgapv1.StateCount{State: st, Count: counts[d.Ref()][st]})
 		}
 		resp.Mitigations = append(resp.Mitigations, m)
 	}

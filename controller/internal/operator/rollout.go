@@ -17,6 +17,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -249,7 +250,7 @@ func (s *Service) explain(id string, recs []*stopgapv1.OutcomeRecord) []*stopgap
 	for _, rec := range recs {
 		o := rec.GetOutcome()
 		said := fmt.Sprintf("the server says since %s: %s %s", rec.GetRecordedAt().AsTime().UTC().Format(time.DateTime), mitigation.Ref(o.GetMitigation(), o.GetRevision()),
-			strings.TrimPrefix(o.GetState().String(), "OUTCOME_STATE_"))
+			outcome.Name(o.GetState()))
 		if o.GetReason() != "" {
 			said += " (" + o.GetReason() + ")"
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -107,28 +108,16 @@ func report(d *mitigation.Document, rec *stopgapv1.OutcomeRecord) engine.Report 
 	if o == nil || o.GetRevision() != d.GetRevision() {
 		return engine.Report{}
 	}
-	out := engine.Report{Reason: o.GetReason(), At: rec.GetRecordedAt().AsTime()}
-	out.Has = o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED || o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED
-	switch o.GetState() {
-	case stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED:
-		out.State, out.Proven = engine.OnTarget, o.GetProof() == stopgapv1.Proof_PROOF_EFFECT_PROVEN || !hasEffect(d)
-		if o.GetCode() == codeProbeFailed {
-			out.State = engine.HasFailed
-		}
-	case stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, stopgapv1.OutcomeState_OUTCOME_STATE_CONFLICT, stopgapv1.OutcomeState_OUTCOME_STATE_REVERT_FAILED:
+	m := outcome.Of(o.GetState())
+	out := engine.Report{State: m.Rollout, Has: m.MayBeInForce, Reason: o.GetReason(), At: rec.GetRecordedAt().AsTime()}
+	reverted := o.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED
+	switch {
+	case (m.Applied || reverted) && o.GetCode() == codeProbeFailed: // kept in spite of it, or reverted because of it
 		out.State = engine.HasFailed
-	case stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED:
-		if o.GetCode() == codeProbeFailed {
-			out.State = engine.HasFailed
-		} else if o.GetCode() == "fixed" {
-			out.State = engine.NotForIt
-		}
-	case stopgapv1.OutcomeState_OUTCOME_STATE_BLOCKED, stopgapv1.OutcomeState_OUTCOME_STATE_DISABLED:
-		out.State = engine.HasRefused
-	case stopgapv1.OutcomeState_OUTCOME_STATE_NOT_APPLICABLE:
+	case reverted && o.GetCode() == "fixed":
 		out.State = engine.NotForIt
-	case stopgapv1.OutcomeState_OUTCOME_STATE_UNSPECIFIED, stopgapv1.OutcomeState_OUTCOME_STATE_PENDING:
 	}
+	out.Proven = m.Protected && (o.GetProof() == stopgapv1.Proof_PROOF_EFFECT_PROVEN || !hasEffect(d))
 	return out
 }
 
@@ -143,7 +132,7 @@ func hasEffect(d *mitigation.Document) bool {
 
 // together is what a server says of all items: the worst of it.
 func together(of []engine.Report) engine.Report {
-	out := engine.Report{Proven: true}
+	out := engine.Report{Proven: true, State: engine.NotForIt}
 	count := map[engine.ReportState]int{}
 	for _, x := range of {
 		count[x.State]++
@@ -152,20 +141,18 @@ func together(of []engine.Report) engine.Report {
 			out.At = x.At
 		}
 		out.Proven = out.Proven && (x.Proven || x.State != engine.OnTarget)
-		if x.State == engine.HasFailed || out.Reason == "" {
-			out.Reason = x.Reason
+	}
+	for _, worst := range []engine.ReportState{engine.HasFailed, engine.None, engine.HasPartly, engine.OnTarget, engine.HasRefused} {
+		if count[worst] > 0 {
+			out.State = worst
+			break
 		}
 	}
-	switch {
-	case count[engine.HasFailed] > 0:
-		out.State = engine.HasFailed
-	case count[engine.None] > 0:
-	case count[engine.OnTarget] > 0:
-		out.State = engine.OnTarget
-	case count[engine.HasRefused] > 0:
-		out.State = engine.HasRefused
-	default:
-		out.State = engine.NotForIt
+	for _, x := range of { // the reason is that of the last failed (or PARTIAL) item, else of the first that has one
+		decides := x.State == out.State && (x.State == engine.HasFailed || x.State == engine.HasPartly)
+		if decides || out.Reason == "" {
+			out.Reason = x.Reason
+		}
 	}
 	return out
 }

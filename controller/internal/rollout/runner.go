@@ -451,8 +451,8 @@ func copyOf(x *engine.Rollout) *engine.Rollout {
 
 // put writes a rollout, if nobody else did meanwhile, and then is it what counts. Once everybody has it, its servers need not be known.
 func (r *Rollout) put(ctx context.Context, x *live) error {
-	if x.Phase == engine.Completed { // who is done need not be named any more
-		maps.DeleteFunc(x.Members, func(_ string, m *engine.Member) bool { return m.State != engine.Failed && m.State != engine.Silent })
+	if x.Phase == engine.Completed { // finished servers are not listed
+		maps.DeleteFunc(x.Members, func(_ string, m *engine.Member) bool { return !m.State.Notable() })
 	}
 	slim := *x.Rollout
 	if slim.Open && slim.Unlimited() { // nothing depends on who has it

@@ -18,7 +18,8 @@ import (
 //
 //	servers EX 1 10 [KEY=VALUE...]     servers EX1 to EX10, with labels (dag and build are facts)
 //	strategy JSON | strategy NAME      store one, and release what is published by it
-//	behave NAME... WORD                good, fails, kills, refuses, unproven, deaf (connected, and says nothing)
+//	behave NAME... WORD                good, partial, fails, forgets (PENDING), kills, refuses, unproven, deaf (connected, and says nothing)
+//	recheck NAME...                    they look at themselves again, with no new assignment
 //	online|offline NAME...             connect, disconnect
 //	publish REF...                     put revisions into policy
 //	run DURATION                       let time pass, a look each second
@@ -129,6 +130,12 @@ func (w *world) command(word, rest string) error {
 		all, err := w.named(f[:len(f)-1])
 		for _, s := range all {
 			s.behaves = f[len(f)-1]
+		}
+		return err
+	case "recheck":
+		all, err := w.named(f)
+		for _, s := range all {
+			w.recheck(s)
 		}
 		return err
 	case "online", "offline":

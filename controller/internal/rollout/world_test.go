@@ -19,6 +19,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
+	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -93,12 +94,13 @@ type said struct {
 // server answers to assignments as its behaviour says.
 type server struct {
 	Server
-	behaves string // good, fails, kills, refuses, slow, unproven, deaf
+	behaves string // good, partial, forgets, fails, kills, refuses, slow, unproven, deaf
 	out     map[string]said
 	got     uint64 // generation of the assignment it took last
 	epoch   string
 	content uint64 // as its session sent it last
 	given   map[string]int
+	items   []*stopgapv1.AssignmentItem
 }
 
 // world is a fleet of such servers, and a controller's rollouts that can be started again.
@@ -198,10 +200,15 @@ func (w *world) live() {
 			w.t.Errorf("%s was sent other content with generation %d, and has %d", s.Name, a.GetGeneration(), s.got)
 			continue
 		}
-		s.got = a.GetGeneration()
-		for _, it := range a.GetItems() {
-			w.obey(s, it)
-		}
+		s.got, s.items = a.GetGeneration(), a.GetItems()
+		w.recheck(s)
+	}
+}
+
+// recheck lets a server look at itself again.
+func (w *world) recheck(s *server) {
+	for _, it := range s.items {
+		w.obey(s, it)
 	}
 }
 
@@ -214,7 +221,7 @@ func (w *world) obey(s *server, it *stopgapv1.AssignmentItem) {
 		}
 	}
 	if it.GetRevert() {
-		if old.outcome.GetState() == stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED {
+		if outcome.Of(old.outcome.GetState()).Applied {
 			say(stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, "controller-revert", 0)
 		}
 		return
@@ -225,6 +232,10 @@ func (w *world) obey(s *server, it *stopgapv1.AssignmentItem) {
 	}
 	proven := stopgapv1.Proof_PROOF_EFFECT_PROVEN
 	switch s.behaves {
+	case "forgets":
+		say(stopgapv1.OutcomeState_OUTCOME_STATE_PENDING, "servicing", 0)
+	case "partial":
+		say(stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL, "not-inherited", 0)
 	case "fails":
 		say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, "write-failed", 0)
 	case "refuses":

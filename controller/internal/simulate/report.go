@@ -1,205 +1,200 @@
 package simulate
 
 import (
-	"bytes"
 	"fmt"
-	"net/netip"
-	"sort"
 	"strings"
 
 	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
-// Bounds on what a report remembers: of more different values than this the rest is counted together.
+// Bounds on the requests that a report shows.
 const (
-	maxKinds   = 2000
 	maxSamples = 3
 	maxText    = 300
-	others     = "(others)"
 )
-
-// Tally counts by name, bounded.
-type Tally map[string]int64
-
-func (t Tally) add(k string, n int64) {
-	if _, ok := t[k]; !ok && len(t) >= maxKinds {
-		k = others
-	}
-	t[k] += n
-}
-
-// Count is one line of a tally.
-type Count struct {
-	Name  string `json:"name"`
-	Count int64  `json:"count"`
-}
-
-// Top gives the largest n, the rest of them together last.
-func (t Tally) Top(n int) []Count {
-	var out []Count
-	rest := t[others]
-	for k, c := range t {
-		if k != others {
-			out = append(out, Count{k, c})
-		}
-	}
-	sort.Slice(out, func(i, j int) bool {
-		if out[i].Count != out[j].Count {
-			return out[i].Count > out[j].Count
-		}
-		return out[i].Name < out[j].Name
-	})
-	for len(out) > n {
-		rest += out[len(out)-1].Count
-		out = out[:len(out)-1]
-	}
-	if rest > 0 {
-		out = append(out, Count{others, rest})
-	}
-	return out
-}
 
 // RuleReport is what one rule would have done.
 type RuleReport struct {
 	Rule string `json:"rule"`
 	// Path is the place it applies to.
 	Path string `json:"path"`
-	// Blocked and Changed requests, and those that could not be judged: never "fine".
-	Blocked  int64 `json:"blocked"`
-	Changed  int64 `json:"changed"`
-	Unjudged int64 `json:"unjudged"`
+	// OwnPath is the number of requests for that place; the rule does not see the others.
+	OwnPath int64 `json:"own_path_requests"`
+	// Nothing says that the rule's <match> matched none of these.
+	Nothing  bool `json:"does_nothing"`
+	Disabled bool `json:"disabled,omitempty"`
+	// Blocked and Changed requests, with those that Depends counts.
+	Blocked int64 `json:"blocked"`
+	Changed int64 `json:"changed"`
+	// Depends are the blocked or changed requests of which the log does not say whether the rule would have seen what it matches:
+	// Exchange may have appended it to the query.
+	Depends int64 `json:"depends_on_appended"`
+	// Requests without a verdict, never "fine". Unjudged: the log lacks what the rule asks for. OverBudget: a pattern took longer
+	// than it may. TooLong: a value is longer than patterns are matched against. Failed: IIS would answer 500.50, because the rule
+	// can't be carried out.
+	Unjudged   int64 `json:"unjudged"`
+	OverBudget int64 `json:"over_budget"`
+	TooLong    int64 `json:"too_long"`
+	Failed     int64 `json:"failed"`
 	// Of the blocked and changed ones, by endpoint (first part of the path), user agent, client network (/24, /48), and URL.
 	Endpoints Tally `json:"-"`
 	Agents    Tally `json:"-"`
 	Networks  Tally `json:"-"`
 	URLs      Tally `json:"-"`
-	// Samples are whole URLs, as logged.
-	Samples []string `json:"samples,omitempty"`
+	// Samples are whole URLs, as logged; SamplesDepending of those that Depends counts.
+	Samples          []string `json:"samples,omitempty"`
+	SamplesDepending []string `json:"samples_depending_on_appended,omitempty"`
 	// Encoded are blocked or changed requests whose logged path has a percent sign: whether it was logged decoded is unknown.
 	Encoded int64 `json:"encoding_unknown"`
+
+	matched bool
 }
 
 // Report is what a mitigation would have done.
 type Report struct {
-	Files int `json:"files"`
-	// Requests that were read; Unreadable are lines that were none.
-	Requests   int64         `json:"requests"`
-	Unreadable int64         `json:"unreadable_lines"`
-	Rules      []*RuleReport `json:"rules"`
+	// Files is the number of files that were to be read; DamagedFiles of those that could not, or only in part. Unread names the
+	// first of these.
+	Files        int       `json:"files"`
+	DamagedFiles int64     `json:"damaged_files"`
+	Unread       []Problem `json:"unread,omitempty"`
+	// Requests that were read; Unreadable are lines that were none, and DamagedLines names the first of these.
+	Requests     int64         `json:"requests"`
+	Unreadable   int64         `json:"unreadable_lines"`
+	DamagedLines []Problem     `json:"damaged_lines,omitempty"`
+	Rules        []*RuleReport `json:"rules"`
 }
 
 func newReport(s *Simulation) *Report {
 	r := &Report{}
 	for _, x := range s.rules {
-		r.Rules = append(r.Rules, &RuleReport{Rule: x.name, Path: x.base, Endpoints: Tally{}, Agents: Tally{}, Networks: Tally{}, URLs: Tally{}})
+		r.Rules = append(r.Rules, &RuleReport{Rule: x.name, Path: x.base, Disabled: x.disabled,
+			Endpoints: Tally{}, Agents: Tally{}, Networks: Tally{}, URLs: Tally{}})
 	}
 	return r
 }
 
-// lines plays the rules over a block of lines.
-func (r *Report) lines(s *Simulation, f *fields, data []byte) {
-	var cols [][]byte
-	for len(data) > 0 {
-		line := data
-		if i := bytes.IndexByte(data, '\n'); i >= 0 {
-			line, data = data[:i], data[i+1:]
-		} else {
-			data = nil
-		}
-		line = bytes.TrimRight(line, "\r")
-		if len(line) == 0 {
-			continue
-		}
-		var e entry
-		var ok bool
-		if e, cols, ok = f.parseLine(line, cols); !ok {
-			r.Unreadable++
-			continue
-		}
-		r.Requests++
-		req := f.request(e)
-		for i := range s.rules {
-			switch v := s.rules[i].judge(req); v {
-			case unjudged:
-				r.Rules[i].Unjudged++
-			case blocked, changed:
-				r.Rules[i].hit(v, e)
-			case untouched:
-			}
-		}
+// Lose names something else that could not be read, before a report is shown: a directory of the pattern, say.
+func (r *Report) Lose(name, what string) { r.lose(r.Files, name, what) }
+
+func (r *RuleReport) count(v verdict, depends bool, e *entry) {
+	switch v {
+	case untouched:
+	case blocked:
+		r.Blocked++
+	case changed:
+		r.Changed++
+	case unjudged:
+		r.Unjudged++
+	case overBudget:
+		r.OverBudget++
+	case tooLong:
+		r.TooLong++
+	case failed:
+		r.Failed++
+	}
+	if v.hit() {
+		r.hit(depends, e)
 	}
 }
 
-func (r *RuleReport) hit(v verdict, e entry) {
-	if v == blocked {
-		r.Blocked++
-	} else {
-		r.Changed++
-	}
-	if strings.Contains(e.stem, "%") {
+// hit counts where a request that is blocked or changed came from.
+func (r *RuleReport) hit(depends bool, e *entry) {
+	stem, query := e.value(e.f.stem), e.req.RawQuery
+	if strings.Contains(stem, "%") {
 		r.Encoded++
 	}
-	first, _, _ := strings.Cut(strings.TrimPrefix(e.stem, "/"), "/")
+	first, _, _ := strings.Cut(strings.TrimPrefix(stem, "/"), "/")
 	r.Endpoints.add("/"+clip(strings.ToLower(first)), 1)
-	r.Agents.add(clip(strings.ReplaceAll(e.agent, "+", " ")), 1)
-	r.Networks.add(network(e.client), 1)
-	r.URLs.add(clip(e.stem), 1)
-	if len(r.Samples) < maxSamples {
-		u := e.stem
-		if e.query != "" {
-			u += "?" + e.query
+	r.Agents.add(clip(e.prose(e.f.agent)), 1)
+	r.Networks.add(network(e.client()), 1)
+	r.URLs.add(clip(stem), 1)
+	samples := &r.Samples
+	if depends {
+		r.Depends++
+		samples = &r.SamplesDepending
+	}
+	if len(*samples) < maxSamples {
+		if query != "" {
+			stem += "?" + query
 		}
-		r.Samples = append(r.Samples, clip(e.method+" "+u))
+		*samples = append(*samples, clip(e.value(e.f.method)+" "+stem))
 	}
 }
 
-func clip(s string) string { return bounded.Text(s, maxText) }
-
-// network is a client's /24 or /48.
-func network(client string) string {
-	a, err := netip.ParseAddr(client)
-	if err != nil {
-		return "unknown"
-	}
-	a = a.Unmap().WithZone("")
-	bits := 24
-	if a.Is6() {
-		bits = 48
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return "unknown"
-	}
-	return p.String()
-}
+// clip copies the beginning of a text, so that a report does not keep whole lines in memory.
+func clip(s string) string { return strings.Clone(bounded.Text(s, maxText)) }
 
 func (r *Report) merge(o *Report) {
 	r.Requests += o.Requests
 	r.Unreadable += o.Unreadable
+	r.DamagedLines = append(r.DamagedLines, o.DamagedLines...)
 	for i, x := range o.Rules {
-		y := r.Rules[i]
-		y.Blocked += x.Blocked
-		y.Changed += x.Changed
-		y.Unjudged += x.Unjudged
-		y.Encoded += x.Encoded
-		for _, pair := range [][2]Tally{{y.Endpoints, x.Endpoints}, {y.Agents, x.Agents}, {y.Networks, x.Networks}, {y.URLs, x.URLs}} {
-			for k, n := range pair[1] {
-				pair[0].add(k, n)
-			}
-		}
-		y.Samples = append(y.Samples, x.Samples...)
-		y.Samples = y.Samples[:min(len(y.Samples), maxSamples)]
+		r.Rules[i].merge(x)
 	}
 }
 
-// Verdict is one line about a rule.
+func (r *RuleReport) merge(x *RuleReport) {
+	r.matched = r.matched || x.matched
+	for _, n := range [][2]*int64{{&r.OwnPath, &x.OwnPath}, {&r.Blocked, &x.Blocked}, {&r.Changed, &x.Changed}, {&r.Depends, &x.Depends},
+		{&r.Unjudged, &x.Unjudged}, {&r.OverBudget, &x.OverBudget}, {&r.TooLong, &x.TooLong}, {&r.Failed, &x.Failed}, {&r.Encoded, &x.Encoded}} {
+		*n[0] += *n[1]
+	}
+	for _, t := range [][2]Tally{{r.Endpoints, x.Endpoints}, {r.Agents, x.Agents}, {r.Networks, x.Networks}, {r.URLs, x.URLs}} {
+		for k, n := range t[1] {
+			t[0].add(k, n)
+		}
+	}
+	for _, s := range [][2]*[]string{{&r.Samples, &x.Samples}, {&r.SamplesDepending, &x.SamplesDepending}} {
+		all := append(*s[0], *s[1]...)
+		*s[0] = all[:min(len(all), maxSamples)]
+	}
+}
+
+// finish computes the results that depend on all requests.
+func (r *Report) finish() {
+	r.sortProblems()
+	for _, x := range r.Rules {
+		x.Nothing = x.OwnPath > 0 && (x.Disabled || !x.matched && x.OverBudget+x.TooLong == 0)
+	}
+}
+
+// Verdict is a few words about a rule, in one line.
 func (r *RuleReport) Verdict(requests int64) string {
 	what := fmt.Sprintf("would have touched none of %d requests", requests)
-	if n := r.Blocked + r.Changed; n > 0 {
-		what = fmt.Sprintf("would have blocked %d and changed %d of %d requests (%.4g %%)", r.Blocked, r.Changed, requests, 100*float64(n)/float64(max(requests, 1)))
+	switch n := r.Blocked + r.Changed; {
+	case n > 0:
+		what = fmt.Sprintf("would have blocked %d and changed %d of %d requests (%.4g %%)",
+			r.Blocked, r.Changed, requests, 100*float64(n)/float64(max(requests, 1)))
+	case r.Disabled:
+		what += `; this rule does nothing: it has enabled="false"`
+	case r.Nothing:
+		what += fmt.Sprintf("; its <match> matched none of the %d requests for its own path: this rule does nothing", r.OwnPath)
+		if base := strings.Trim(r.Path, "/"); base != "" {
+			what += fmt.Sprintf(" (at /%s the url that <match> sees begins behind %s/)", base, base)
+		} else {
+			what += " (the url that <match> sees has no leading slash, and no query)"
+		}
+	case r.OwnPath == 0:
+		what += fmt.Sprintf("; none of them is for %s, so nothing is known about this rule", r.Path)
+	}
+	if r.Depends > 0 {
+		what += fmt.Sprintf("; %d of these depend on text that Exchange may have appended to the query", r.Depends)
 	}
 	if r.Unjudged > 0 {
-		what += fmt.Sprintf("; %d could not be judged: the log lacks what the rule asks for (cookies, say), so nothing is said about them", r.Unjudged)
+		what += fmt.Sprintf("; %d could not be judged: the log lacks what the rule asks for (cookies, say), so nothing is said about them",
+			r.Unjudged)
+	}
+	if r.OverBudget > 0 {
+		what += fmt.Sprintf("; %d without a verdict: the pattern exceeds its budget", r.OverBudget)
+		if r.OverBudget >= maxOverruns {
+			what += fmt.Sprintf(" (after %d such requests the rule was no longer evaluated)", maxOverruns)
+		}
+	}
+	if r.TooLong > 0 {
+		what += fmt.Sprintf("; %d without a verdict: their URL or a header is longer than patterns are matched against", r.TooLong)
+	}
+	if r.Failed > 0 {
+		what += fmt.Sprintf("; to %d IIS would answer 500.50: the rule sets a server variable that the server must allow first", r.Failed)
 	}
 	if r.Encoded > 0 {
 		what += fmt.Sprintf("; of %d the encoding is unknown", r.Encoded)

@@ -41,7 +41,9 @@ func sim(t testing.TB, id string) *Simulation {
 	return s
 }
 
-const head = "#Software: Microsoft Internet Information Services 10.0\n#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username c-ip cs(User-Agent) cs(Referer) sc-status sc-substatus sc-win32-status time-taken\n"
+const head = "#Software: Microsoft Internet Information Services 10.0\n" +
+	"#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username " +
+	"c-ip cs(User-Agent) cs(Referer) sc-status sc-substatus sc-win32-status time-taken\n"
 
 func line(method, stem, query, client string) string {
 	return fmt.Sprintf("2026-11-25 03:00:00 10.0.0.1 %s %s %s 443 - %s Mozilla/5.0+(x) - 200 0 0 15\n", method, stem, query, client)
@@ -84,7 +86,8 @@ func TestLogsOfAnyFieldOrderPackedOrNotAreJudgedAndWhatCannotBeIsSaid(t *testing
 		t.Fatal(err)
 	}
 	m1 := r.Rules[0]
-	if r.Requests != 5 || r.Unreadable != 2 || m1.Blocked != 2 || m1.Unjudged != 0 {
+	// Two of the four have their words in text that Exchange may have appended.
+	if r.Requests != 5 || r.Unreadable != 2 || m1.Blocked != 4 || m1.Depends != 2 || m1.Unjudged != 0 {
 		t.Errorf("%+v %+v", r, m1)
 	}
 	if m1.Networks["192.0.2.0/24"] != 1 || m1.Networks["203.0.113.0/24"] != 1 || m1.Endpoints["/autodiscover"] != 2 {
@@ -137,33 +140,15 @@ func TestAMillionDifferentValuesAreCountedInBoundedMemory(t *testing.T) {
 	}
 }
 
-func FuzzLog(f *testing.F) {
-	f.Add([]byte(head + line("GET", "/autodiscover/autodiscover.json", exploit, "192.0.2.7")))
-	f.Add([]byte("#Fields: cs-uri-stem\n/%zz\n"))
-	s := sim(f, "M1")
-	dir := f.TempDir()
-	f.Fuzz(func(t *testing.T, data []byte) {
-		p := filepath.Join(dir, "x.log")
-		if err := os.WriteFile(p, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		r, err := s.Logs(t.Context(), []string{p}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if r.Requests+r.Unreadable > int64(bytes.Count(data, []byte("\n"))+1) {
-			t.Fatal("more requests than lines")
-		}
-	})
-}
-
 // million is a log of ordinary requests.
 func million(b *testing.B, n int) string {
 	var s strings.Builder
 	s.WriteString(head)
-	paths := []string{"/owa/service.svc", "/ews/exchange.asmx", "/Microsoft-Server-ActiveSync/default.eas", "/mapi/emsmdb/", "/autodiscover/autodiscover.xml", "/rpc/rpcproxy.dll"}
+	paths := []string{"/owa/service.svc", "/ews/exchange.asmx", "/Microsoft-Server-ActiveSync/default.eas",
+		"/mapi/emsmdb/", "/autodiscover/autodiscover.xml", "/rpc/rpcproxy.dll"}
 	for i := range n {
-		s.WriteString(line("POST", paths[i%len(paths)], fmt.Sprintf("Cmd=Ping&User=user%d@contoso.com&DeviceId=%032d&CorrelationID=<empty>;&cafeReqId=%d;", i%5000, i, i), fmt.Sprintf("10.%d.%d.7", i%200, i%250)))
+		query := fmt.Sprintf("Cmd=Ping&User=user%d@contoso.com&DeviceId=%032d&CorrelationID=<empty>;&cafeReqId=%d;", i%5000, i, i)
+		s.WriteString(line("POST", paths[i%len(paths)], query, fmt.Sprintf("10.%d.%d.7", i%200, i%250)))
 	}
 	return write(b, "million.log", s.String())
 }

@@ -445,7 +445,7 @@ func (x *SetReleaseRequest) GetReason() string {
 // SetReleaseResponse says what it touches.
 type SetReleaseResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Servers that have the revision applied by their last report.
+	// Servers that have the revision applied, everywhere (APPLIED) or in part (PARTIAL), by their last report.
 	AppliedOn     uint32 `protobuf:"varint,1,opt,name=applied_on,json=appliedOn,proto3" json:"applied_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2463,7 +2463,7 @@ type RolloutMember struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Its wave, from 1.
 	Wave uint32 `protobuf:"varint,3,opt,name=wave,proto3" json:"wave,omitempty"`
-	// `waiting`, `released`, `applied`, `ok`, `failed`, `silent`, `declined`, `skipped`.
+	// `waiting`, `released`, `applied`, `ok`, `partial`, `failed`, `silent`, `declined`, `skipped`.
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	// Why, for people.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`

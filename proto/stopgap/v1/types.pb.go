@@ -47,21 +47,26 @@ const (
 	OutcomeState_OUTCOME_STATE_REVERT_FAILED OutcomeState = 8
 	// Something that is not ours stands in its place; counts as unprotected.
 	OutcomeState_OUTCOME_STATE_CONFLICT OutcomeState = 9
+	// In effect for some attack requests and not for others; without attack requests, at some applications and not at others. Reason
+	// and evidence list one by one which are not refused, and why. Counts as unprotected and is alarmed like CONFLICT. Something of
+	// ours may be in force.
+	OutcomeState_OUTCOME_STATE_PARTIAL OutcomeState = 10
 )
 
 // Enum value maps for OutcomeState.
 var (
 	OutcomeState_name = map[int32]string{
-		0: "OUTCOME_STATE_UNSPECIFIED",
-		1: "OUTCOME_STATE_PENDING",
-		2: "OUTCOME_STATE_APPLIED",
-		3: "OUTCOME_STATE_FAILED",
-		4: "OUTCOME_STATE_BLOCKED",
-		5: "OUTCOME_STATE_DISABLED",
-		6: "OUTCOME_STATE_NOT_APPLICABLE",
-		7: "OUTCOME_STATE_REVERTED",
-		8: "OUTCOME_STATE_REVERT_FAILED",
-		9: "OUTCOME_STATE_CONFLICT",
+		0:  "OUTCOME_STATE_UNSPECIFIED",
+		1:  "OUTCOME_STATE_PENDING",
+		2:  "OUTCOME_STATE_APPLIED",
+		3:  "OUTCOME_STATE_FAILED",
+		4:  "OUTCOME_STATE_BLOCKED",
+		5:  "OUTCOME_STATE_DISABLED",
+		6:  "OUTCOME_STATE_NOT_APPLICABLE",
+		7:  "OUTCOME_STATE_REVERTED",
+		8:  "OUTCOME_STATE_REVERT_FAILED",
+		9:  "OUTCOME_STATE_CONFLICT",
+		10: "OUTCOME_STATE_PARTIAL",
 	}
 	OutcomeState_value = map[string]int32{
 		"OUTCOME_STATE_UNSPECIFIED":    0,
@@ -74,6 +79,7 @@ var (
 		"OUTCOME_STATE_REVERTED":       7,
 		"OUTCOME_STATE_REVERT_FAILED":  8,
 		"OUTCOME_STATE_CONFLICT":       9,
+		"OUTCOME_STATE_PARTIAL":        10,
 	}
 )
 
@@ -631,7 +637,7 @@ const file_stopgap_v1_types_proto_rawDesc = "" +
 	"\x06Health\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since*\xaf\x02\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since*\xca\x02\n" +
 	"\fOutcomeState\x12\x1d\n" +
 	"\x19OUTCOME_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15OUTCOME_STATE_PENDING\x10\x01\x12\x19\n" +
@@ -642,7 +648,9 @@ const file_stopgap_v1_types_proto_rawDesc = "" +
 	"\x1cOUTCOME_STATE_NOT_APPLICABLE\x10\x06\x12\x1a\n" +
 	"\x16OUTCOME_STATE_REVERTED\x10\a\x12\x1f\n" +
 	"\x1bOUTCOME_STATE_REVERT_FAILED\x10\b\x12\x1a\n" +
-	"\x16OUTCOME_STATE_CONFLICT\x10\t*U\n" +
+	"\x16OUTCOME_STATE_CONFLICT\x10\t\x12\x19\n" +
+	"\x15OUTCOME_STATE_PARTIAL\x10\n" +
+	"*U\n" +
 	"\x05Proof\x12\x15\n" +
 	"\x11PROOF_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROOF_CONFIGURATION_ONLY\x10\x01\x12\x17\n" +

@@ -71,18 +71,31 @@ type Response struct {
 
 // Answer is what came of a vector. Fields that don't apply are absent.
 type Answer struct {
-	ID              string            `json:"id"`
-	Action          string            `json:"action"` // none, rewrite, redirect, custom_response, abort, error
-	Status          int               `json:"status,omitempty"`
-	URL             string            `json:"url,omitempty"`
-	MatchedRule     string            `json:"matched_rule,omitempty"`
-	MatchedRules    []string          `json:"matched_rules,omitempty"`
-	Headers         map[string]string `json:"headers,omitempty"`
-	Body            *string           `json:"body,omitempty"`
+	ID string `json:"id"`
+	// Action is none, rewrite, redirect, custom_response or abort; config_error where IIS refuses the configuration and answers 500 to
+	// everything at that place; runtime_error where a rule can't be carried out for this request; error where there is no verdict.
+	Action string `json:"action"`
+	Status int    `json:"status,omitempty"`
+	// Substatus is the number behind a 500: 19 for a config_error; for a runtime_error 50 inbound, 52 outbound, 53 outbound before
+	// the cache. Source: Microsoft, "HTTP status codes in IIS".
+	Substatus    int               `json:"substatus,omitempty"`
+	URL          string            `json:"url,omitempty"`
+	MatchedRule  string            `json:"matched_rule,omitempty"`
+	MatchedRules []string          `json:"matched_rules,omitempty"`
+	Headers      map[string]string `json:"headers,omitempty"`
+	Body         *string           `json:"body,omitempty"`
+	// ServerVariables are those that rules set.
 	ServerVariables map[string]string `json:"server_variables,omitempty"`
-	RequestHeaders  map[string]string `json:"request_headers,omitempty"`
-	Error           string            `json:"error,omitempty"`
+	// RequestHeaders are all headers of the request after the inbound rules, with lower-case names.
+	RequestHeaders map[string]string `json:"request_headers,omitempty"`
+	Error          string            `json:"error,omitempty"`
 }
+
+// Substatus codes that only a vector's answer has; the others are urlrewrite's.
+const (
+	substatusConfig      = 19
+	substatusBeforeCache = 53
+)
 
 // Read reads a vectors file: an object with "vectors", or a bare list.
 func Read(in io.Reader) ([]Vector, error) {
@@ -110,65 +123,22 @@ func Read(in io.Reader) ([]Vector, error) {
 // Evaluate evaluates a vector. config is the configuration for vectors that carry none; nil: there is none.
 func Evaluate(v Vector, config []byte) Answer {
 	a := Answer{ID: v.ID, Action: "none"}
-	rs, err := ruleset(v, config)
-	if err != nil {
-		a.Action, a.Error = "error", err.Error()
-		if v.Phase != "config" {
-			a.Status = http.StatusInternalServerError
-		}
-		return a
+	c, err := read(v, config)
+	if err == nil && v.Phase == "config" {
+		err = c.check()
 	}
-	if v.Phase == "config" {
-		return a
-	}
-	if v.Request == nil {
-		a.Action, a.Error = "error", "the vector has no request"
-		return a
-	}
-	req := request(v.Request)
-	if v.Phase == "outbound" {
-		outbound(rs, req, v.Response, &a)
-		return a
-	}
-	inbound(rs, req, base(v.Scope), v.Request, &a)
-	return a
-}
-
-func base(scope string) string {
-	if strings.HasPrefix(scope, "/") {
-		return scope
-	}
-	return "/"
-}
-
-func ruleset(v Vector, config []byte) (*urlrewrite.Ruleset, error) {
-	kind := urlrewrite.ApplicationHost
-	if strings.EqualFold(v.File, "web.config") {
-		kind = urlrewrite.WebConfig
-	}
-	var levels []Level
 	switch {
-	case v.Levels != nil:
-		levels = v.Levels
-	case v.ConfigXML != nil:
-		levels = []Level{{v.Scope, *v.ConfigXML}}
-	case config != nil:
-		levels = []Level{{v.Scope, string(config)}}
+	case err != nil:
+		a.fail(err)
+	case v.Phase == "config":
+	case v.Request == nil:
+		a.fail(errors.New("the vector has no request"))
+	case v.Phase == "outbound":
+		outbound(c, request(v.Request), v.Response, &a)
 	default:
-		return nil, errors.New("the vector has no configuration, and none was given")
+		inbound(c, v.Request, &a)
 	}
-	var sections []*urlrewrite.Section
-	for i, l := range levels {
-		s, err := urlrewrite.ParseConfig([]byte(l.ConfigXML), kind)
-		if err != nil && len(levels) > 1 {
-			err = fmt.Errorf("level %d (%s): %w", i+1, l.Scope, err)
-		}
-		if err != nil {
-			return nil, err
-		}
-		sections = append(sections, s...)
-	}
-	return urlrewrite.Merge(sections...)
+	return a
 }
 
 func request(r *Request) *urlrewrite.Request {
@@ -177,19 +147,29 @@ func request(r *Request) *urlrewrite.Request {
 	if decoded, err := url.PathUnescape(path); err == nil {
 		path = decoded
 	}
-	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host, Path: path, RawPath: raw, RawQuery: query,
-		Header: http.Header{}, Vars: map[string]string{}}
-	for k, v := range r.Headers {
-		req.Header.Set(k, v)
+	req := &urlrewrite.Request{Method: or(r.Method, http.MethodGet), Scheme: or(r.Scheme, "http"), Host: r.Host,
+		Path: path, RawPath: raw, RawQuery: query, Header: http.Header{}, Vars: map[string]string{}}
+	for _, k := range names(r.Headers) {
+		req.Header.Set(k, r.Headers[k])
 	}
-	for k, v := range r.ServerVariables {
-		req.Vars[strings.ToUpper(k)] = v
+	for _, k := range names(r.ServerVariables) {
+		req.Vars[strings.ToUpper(k)] = r.ServerVariables[k]
 	}
 	if fs := r.Filesystem; fs != nil {
 		req.IsFile = func(p string) bool { return has(fs.Files, p) }
 		req.IsDir = func(p string) bool { return has(fs.Directories, p) }
 	}
 	return req
+}
+
+// names gives the keys of a map in order: where two differ only by case, the last one counts every time.
+func names(m map[string]string) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
 }
 
 func or(s, other string) string {
@@ -209,11 +189,16 @@ func has(list []string, p string) bool {
 	return false
 }
 
+// fail records an error. What IIS refuses or can't carry out is a 500; other errors are the vector's or a limit of the evaluator.
 func (a *Answer) fail(err error) {
 	a.Action, a.Error = "error", err.Error()
+	var ce *configError
 	var rt *urlrewrite.RuntimeError
-	if errors.As(err, &rt) {
-		a.Status = http.StatusInternalServerError
+	switch {
+	case errors.As(err, &ce):
+		a.Action, a.Status, a.Substatus = "config_error", http.StatusInternalServerError, substatusConfig
+	case errors.As(err, &rt):
+		a.Action, a.Status, a.Substatus = "runtime_error", http.StatusInternalServerError, rt.Substatus
 	}
 }
 
@@ -224,24 +209,26 @@ func (a *Answer) ran(rules []string) {
 	}
 }
 
-func inbound(rs *urlrewrite.Ruleset, req *urlrewrite.Request, base string, in *Request, a *Answer) {
-	res, err := rs.Inbound(req, base)
+func inbound(c *configuration, in *Request, a *Answer) {
+	start, err := c.at(c.scope)
+	if err != nil {
+		a.fail(err)
+		return
+	}
+	req := request(in)
+	res, err := start.Rules.InboundAt(req, c.at)
 	a.ran(res.Rules)
 	if err != nil {
 		a.fail(err)
 		return
 	}
-	a.Action = map[urlrewrite.Action]string{urlrewrite.ActionNone: "none", urlrewrite.ActionRewrite: "rewrite", urlrewrite.ActionRedirect: "redirect",
-		urlrewrite.ActionCustomResponse: "custom_response", urlrewrite.ActionAbort: "abort"}[res.Action]
+	a.Action = map[urlrewrite.Action]string{urlrewrite.ActionNone: "none", urlrewrite.ActionRewrite: "rewrite",
+		urlrewrite.ActionRedirect: "redirect", urlrewrite.ActionCustomResponse: "custom_response", urlrewrite.ActionAbort: "abort"}[res.Action]
 	a.Status, a.URL = res.Status, res.URL
-	if len(res.Set) == 0 {
-		return
-	}
 	a.ServerVariables, a.RequestHeaders = map[string]string{}, map[string]string{}
-	for k, v := range in.Headers {
-		a.RequestHeaders[strings.ToLower(k)] = v
+	for _, k := range names(in.Headers) {
+		a.RequestHeaders[strings.ToLower(k)] = in.Headers[k]
 	}
-	sort.Strings(res.Set)
 	for _, name := range res.Set {
 		a.ServerVariables[name] = req.Vars[name]
 		if h, ok := strings.CutPrefix(name, "HTTP_"); ok {
@@ -253,21 +240,32 @@ func inbound(rs *urlrewrite.Ruleset, req *urlrewrite.Request, base string, in *R
 	}
 }
 
-func outbound(rs *urlrewrite.Ruleset, req *urlrewrite.Request, r *Response, a *Answer) {
+func outbound(c *configuration, req *urlrewrite.Request, r *Response, a *Answer) {
+	here, err := c.at(req.Path)
+	if err == nil && !urlrewrite.Within(req.Path, c.scope) {
+		_, err = c.at(c.scope) // as for inbound rules: a vector whose own scope is refused has no other answer
+	}
+	if err != nil {
+		a.fail(err)
+		return
+	}
 	if r == nil {
 		r = &Response{}
 	}
 	resp := &urlrewrite.Response{Status: r.Status, Header: http.Header{}, Body: r.Body}
-	for k, v := range r.Headers {
-		resp.Header.Set(k, v)
+	for _, k := range names(r.Headers) {
+		resp.Header.Set(k, r.Headers[k])
 	}
 	if r.ContentType != "" {
 		resp.Header.Set("Content-Type", r.ContentType)
 	}
-	ran, rewrote, err := rs.Respond(req, resp)
+	ran, rewrote, err := here.Rules.Respond(req, resp)
 	a.ran(ran)
 	if err != nil {
 		a.fail(err)
+		if a.Substatus == urlrewrite.SubstatusOutbound && c.beforeCache(req.Path) {
+			a.Substatus = substatusBeforeCache
+		}
 		return
 	}
 	if rewrote {

@@ -157,7 +157,8 @@ func Watch(ctx context.Context, dirs []string, relevant func(name string) bool, 
 	}
 }
 
-// IISConfig says whether a lower-case file name is one of IIS's configuration files.
+// IISConfig says whether a lower-case file name can be one of IIS's configuration files: besides web.config and those of the server,
+// any that a section's configSource names. The files that the agent itself has beside one for a moment are none.
 func IISConfig(name string) bool {
-	return name == "web.config" || name == "applicationhost.config" || name == "redirection.config"
+	return strings.HasSuffix(name, ".config") && !strings.Contains(name, ".stopgap-")
 }

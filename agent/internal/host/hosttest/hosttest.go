@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
 // Server is a server that a suite may play with: a Mailbox server with the service MSExchangeTransport (running, automatic)
@@ -36,30 +37,30 @@ func Run(t *testing.T, fresh func(t *testing.T) Server) {
 	t.Run("a web.config is replaced whole, and not when somebody changed it meanwhile", func(t *testing.T) {
 		t.Parallel()
 		s := fresh(t)
-		old, _, err := s.Driver.WebConfig(s.Dir)
+		old, _, err := s.Driver.ConfigFile(s.Dir, iisconfig.WebConfig)
 		if err != nil {
 			t.Fatal(err)
 		}
 		next := append(append([]byte(nil), old...), "<!-- x -->"...)
-		if err := s.Driver.ReplaceWebConfig(t.Context(), s.Dir, old, next); err != nil {
+		if err := s.Driver.ReplaceConfig(t.Context(), s.Dir, iisconfig.WebConfig, old, next); err != nil {
 			t.Fatal(err)
 		}
-		if now, _, err := s.Driver.WebConfig(s.Dir); err != nil || string(now) != string(next) {
+		if now, _, err := s.Driver.ConfigFile(s.Dir, iisconfig.WebConfig); err != nil || string(now) != string(next) {
 			t.Fatalf("%v\n%s", err, now)
 		}
 		theirs := []byte("<configuration>theirs</configuration>")
 		s.Change(t, theirs)
-		if err := s.Driver.ReplaceWebConfig(t.Context(), s.Dir, next, old); !errors.Is(err, host.ErrChanged) {
+		if err := s.Driver.ReplaceConfig(t.Context(), s.Dir, iisconfig.WebConfig, next, old); !errors.Is(err, host.ErrChanged) {
 			t.Fatalf("over somebody else's change: %v", err)
 		}
-		if now, _, _ := s.Driver.WebConfig(s.Dir); string(now) != string(theirs) {
+		if now, _, _ := s.Driver.ConfigFile(s.Dir, iisconfig.WebConfig); string(now) != string(theirs) {
 			t.Fatalf("their change was lost:\n%s", now)
 		}
 	})
 
 	t.Run("a missing web.config is fs.ErrNotExist", func(t *testing.T) {
 		t.Parallel()
-		if _, _, err := fresh(t).Driver.WebConfig(`C:\no\such\dir`); !errors.Is(err, fs.ErrNotExist) {
+		if _, _, err := fresh(t).Driver.ConfigFile(`C:\no\such\dir`, iisconfig.WebConfig); !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 	})
@@ -111,20 +112,45 @@ func Run(t *testing.T, fresh func(t *testing.T) Server) {
 			t.Fatalf("none runs, listed %v %v", deps, err)
 		}
 	})
-	t.Run("web.config files below a directory are listed, its own is not", func(t *testing.T) {
+	t.Run("a file is made only where there is none, and deleted only as it was made", func(t *testing.T) {
+		t.Parallel()
 		s := fresh(t)
-		parent := s.Dir[:strings.LastIndex(s.Dir, `\`)]
-		listed := func(in string) bool {
-			below, err := s.Driver.WebConfigsBelow(in)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return slices.ContainsFunc(below, func(d string) bool { return strings.EqualFold(d, s.Dir) })
+		d, made := s.Driver, []byte("<rules />")
+		const name = "stopgap-test.config"
+		if _, _, err := d.ConfigFile(s.Dir, name); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
 		}
-		if !listed(parent) || listed(s.Dir) {
-			t.Errorf("below %s: %v, below %s itself: %v", parent, listed(parent), s.Dir, listed(s.Dir))
+		if err := d.ReplaceConfig(t.Context(), s.Dir, name, nil, made); err != nil {
+			t.Fatal(err)
+		}
+		if now, _, err := d.ConfigFile(s.Dir, name); err != nil || string(now) != string(made) {
+			t.Fatalf("%q %v", now, err)
+		}
+		if err := d.ReplaceConfig(t.Context(), s.Dir, name, nil, []byte("<other />")); !errors.Is(err, host.ErrChanged) {
+			t.Fatalf("a file that is there was made again: %v", err)
+		}
+		if err := d.ReplaceConfig(t.Context(), s.Dir, name, []byte("<other />"), nil); !errors.Is(err, host.ErrChanged) {
+			t.Fatalf("a file of other content was deleted: %v", err)
+		}
+		if err := d.ReplaceConfig(t.Context(), s.Dir, name, made, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := d.ConfigFile(s.Dir, name); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
 		}
 	})
+
+	t.Run("a directory has one canonical spelling", func(t *testing.T) {
+		t.Parallel()
+		s := fresh(t)
+		want := s.Driver.Canonical(s.Dir)
+		for _, other := range []string{s.Dir + `\`, strings.ToUpper(s.Dir), strings.ToLower(s.Dir)} {
+			if got := s.Driver.Canonical(other); got != want {
+				t.Errorf("%q: %q, want %q", other, got, want)
+			}
+		}
+	})
+
 	t.Run("a pool is stopped, and applicationHost.config is byte for byte what it was when it is back", func(t *testing.T) {
 		t.Parallel()
 		s := fresh(t)

@@ -11,13 +11,74 @@ import (
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
-// Fragment is what one url_rewrite action puts into one web.config.
+// Fragment is what one url_rewrite action puts into one configuration file.
 type Fragment struct {
 	// Inbound goes into <rules>, Outbound into <outboundRules>: IIS's own XML. Either may be empty.
 	Inbound, Outbound string
-	// Inside puts it into the path-less <location inheritInChildApplications="false">, so that applications below, which
-	// may share the directory and so read the same file again, don't inherit it.
-	Inside bool
+	// Scope is where in the file it goes.
+	Scope Scope
+	// Root is the section whose element is the file's root ("rules", "outboundRules"): a file that configSource names. "" is a
+	// web.config.
+	Root string
+}
+
+// Scope is a part of a web.config that applies to the file's own level.
+type Scope int
+
+// The scopes.
+const (
+	// Outside is outside of every <location>: applications below inherit it.
+	Outside Scope = iota
+	// Inside is the path-less <location inheritInChildApplications="false">: applications below, which may share the
+	// directory and so read the same file again, do not inherit it.
+	Inside
+	// Location is a path-less <location> that applications below inherit.
+	Location
+)
+
+func (s Scope) String() string {
+	switch s {
+	case Inside:
+		return `<location inheritInChildApplications="false">`
+	case Location:
+		return `<location path=".">`
+	case Outside:
+	}
+	return "<configuration>"
+}
+
+// matches reports whether a <location> is the scope's.
+func (s Scope) matches(e *xmldoc.Element) bool {
+	p := e.Attr("path")
+	closed := strings.EqualFold(e.Attr("inheritInChildApplications"), "false")
+	return e.Name == "location" && (p == "" || p == ".") && closed == (s == Inside)
+}
+
+// SectionAt finds the scope in which a web.config has a section for its own level, and the file that the section's
+// configSource names; found is false when it has none.
+func SectionAt(doc *xmldoc.Document, section string) (in Scope, source string, line int, found bool) {
+	for _, s := range []Scope{Outside, Inside, Location} {
+		scopes := []*xmldoc.Element{doc.Root}
+		if s != Outside {
+			scopes = scopes[:0]
+			for _, l := range doc.Root.All("location") {
+				if s.matches(l) {
+					scopes = append(scopes, l)
+				}
+			}
+		}
+		for _, sc := range scopes {
+			for _, ws := range sc.All("system.webServer") {
+				for _, rw := range ws.All("rewrite") {
+					if e := rw.Child(section); e != nil {
+						line, _ := xmldoc.LineCol(doc.Data, e.Start)
+						return s, e.Attr("configSource"), line, true
+					}
+				}
+			}
+		}
+	}
+	return Outside, "", 0, false
 }
 
 // piece is one element to put in: where, and its text.
@@ -28,8 +89,13 @@ type piece struct {
 	doc     *xmldoc.Document
 }
 
-func (p piece) path() []string {
-	return append([]string{"system.webServer", "rewrite"}, strings.Split(p.section, "/")...)
+// path leads from a scope to the element that the piece goes into.
+func (p piece) path(root string) []string {
+	parts := strings.Split(p.section, "/")
+	if root != "" {
+		return parts[1:] // the section is the root
+	}
+	return append([]string{"system.webServer", "rewrite"}, parts...)
 }
 
 func (f Fragment) pieces() ([]piece, error) {
@@ -65,18 +131,12 @@ func Render(base []byte, frags []Fragment) ([]byte, error) {
 			return nil, err
 		}
 		for j := len(ps) - 1; j >= 0; j-- {
-			if cur, err = insert(cur, ps[j], frags[i].Inside); err != nil {
+			if cur, err = insert(cur, ps[j], frags[i]); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return cur, nil
-}
-
-// isInside says whether a <location> is the path-less one that children don't inherit.
-func isInside(e *xmldoc.Element) bool {
-	p := e.Attr("path")
-	return e.Name == "location" && (p == "" || p == ".") && strings.EqualFold(e.Attr("inheritInChildApplications"), "false")
 }
 
 // step is one level of the path to a section.
@@ -85,24 +145,27 @@ type step struct {
 	open string // start tag, when it has to be made
 }
 
-func steps(p piece, inside bool) []step {
+func steps(p piece, f Fragment) []step {
 	var out []step
-	if inside {
+	if f.Root == "" && f.Scope == Inside {
 		out = append(out, step{"location", `<location path="." inheritInChildApplications="false">`})
 	}
-	for _, n := range p.path() {
+	if f.Root == "" && f.Scope == Location {
+		out = append(out, step{"location", `<location path=".">`})
+	}
+	for _, n := range p.path(f.Root) {
 		out = append(out, step{n, "<" + n + ">"})
 	}
 	return out
 }
 
 // descend follows the steps as far as they exist.
-func descend(root *xmldoc.Element, ss []step) (at *xmldoc.Element, missing []step) {
+func descend(root *xmldoc.Element, ss []step, scope Scope) (at *xmldoc.Element, missing []step) {
 	at = root
 	for i, s := range ss {
 		var next *xmldoc.Element
 		for _, c := range at.All(s.name) {
-			if s.name == "location" && !isInside(c) {
+			if s.name == "location" && !scope.matches(c) {
 				continue
 			}
 			if next == nil || len(ss) > i+1 && next.Child(ss[i+1].name) == nil && c.Child(ss[i+1].name) != nil {
@@ -117,13 +180,16 @@ func descend(root *xmldoc.Element, ss []step) (at *xmldoc.Element, missing []ste
 	return at, nil
 }
 
-func insert(data []byte, p piece, inside bool) ([]byte, error) {
+func insert(data []byte, p piece, f Fragment) ([]byte, error) {
 	doc, err := xmldoc.Parse(data)
 	if err != nil {
 		return nil, err
 	}
 	st := styleOf(data, doc)
-	at, missing := descend(doc.Root, steps(p, inside))
+	if f.Root != "" && doc.Root.Name != f.Root {
+		return nil, fmt.Errorf("iis: root element is <%s>, not <%s>", doc.Root.Name, f.Root)
+	}
+	at, missing := descend(doc.Root, steps(p, f), f.Scope)
 	indent := st.indentOf(data, at) + st.unit
 	var text bytes.Buffer
 	for _, m := range missing {
@@ -233,7 +299,7 @@ func Strip(cur, orig []byte, frags []Fragment) ([]byte, error) {
 			return nil, err
 		}
 		for _, p := range ps {
-			if cur, err = remove(cur, before, p); err != nil {
+			if cur, err = remove(cur, before, p, f.Root); err != nil {
 				return nil, err
 			}
 		}
@@ -243,11 +309,11 @@ func Strip(cur, orig []byte, frags []Fragment) ([]byte, error) {
 
 // find gives every element that a piece could be, in any scope of the file. An element that the original already had
 // under that name was never ours.
-func find(root *xmldoc.Element, p piece) []*xmldoc.Element {
+func find(root *xmldoc.Element, p piece, fileRoot string) []*xmldoc.Element {
 	var out []*xmldoc.Element
 	for _, scope := range append([]*xmldoc.Element{root}, root.All("location")...) {
 		level := []*xmldoc.Element{scope}
-		for _, n := range p.path() {
+		for _, n := range p.path(fileRoot) {
 			var next []*xmldoc.Element
 			for _, e := range level {
 				next = append(next, e.All(n)...)
@@ -265,13 +331,13 @@ func find(root *xmldoc.Element, p piece) []*xmldoc.Element {
 	return out
 }
 
-func remove(cur []byte, before *xmldoc.Document, p piece) ([]byte, error) {
+func remove(cur []byte, before *xmldoc.Document, p piece, root string) ([]byte, error) {
 	for {
 		doc, err := xmldoc.Parse(cur)
 		if err != nil {
 			return nil, err
 		}
-		found := find(doc.Root, p)
+		found := find(doc.Root, p, root)
 		if len(found) == 0 {
 			return cur, nil
 		}

@@ -66,19 +66,63 @@ func (h *Host) Redirection(context.Context) ([]byte, string, error) {
 	return h.dir.ReadFile(labdir.Redirection)
 }
 
-// WebConfig implements host.Driver.
-func (h *Host) WebConfig(dir string) ([]byte, string, error) { return h.dir.WebConfig(dir) }
+// ConfigFile implements host.Driver.
+func (h *Host) ConfigFile(dir, file string) ([]byte, string, error) {
+	return h.dir.ConfigFile(dir, file)
+}
 
-// WebConfigsBelow implements host.Driver.
-func (h *Host) WebConfigsBelow(dir string) ([]string, error) { return h.dir.WebConfigsBelow(dir) }
+// Canonical implements host.Driver.
+func (h *Host) Canonical(dir string) string { return h.dir.Canonical(dir) }
 
-// ReplaceWebConfig implements host.Driver.
-func (h *Host) ReplaceWebConfig(_ context.Context, dir string, old, data []byte) error {
-	p, err := h.dir.Path(strings.TrimRight(dir, `\/`) + `\web.config`)
+// MaxConfigBytes implements host.Driver.
+func (h *Host) MaxConfigBytes() int { return h.dir.MaxConfigBytes() }
+
+// ReplaceConfig implements host.Driver.
+func (h *Host) ReplaceConfig(_ context.Context, dir, file string, old, data []byte) error {
+	p, err := h.dir.Path(strings.TrimRight(dir, `\/`) + `\` + file)
+	switch {
+	case err != nil:
+		return err
+	case old == nil:
+		return create(p, data)
+	case data == nil:
+		return remove(p, old)
+	}
+	return replace(p, old, data)
+}
+
+// create writes a file that must not be there yet.
+func create(path string, data []byte) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644) //nolint:gosec // as every web.config, for the worker process to read
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", path, host.ErrChanged)
+	}
 	if err != nil {
 		return err
 	}
-	return replace(p, old, data)
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// remove deletes a file whose content is old.
+func remove(path string, old []byte) error {
+	cur, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(cur, old) {
+		return fmt.Errorf("%s: %w", path, host.ErrChanged)
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 // replace writes a new file beside the old one, flushed, and renames it over. The old content is compared as late as
@@ -130,8 +174,10 @@ func replace(path string, old, data []byte) (err error) {
 	return syncDir(filepath.Dir(path))
 }
 
-// CheckConfig implements host.Driver: there is no IIS; the lab's front end reads what the agent evaluated.
-func (h *Host) CheckConfig(context.Context, string) error { return nil }
+// Effective implements host.Driver: there is no IIS; the lab's front end composes the configuration itself.
+func (h *Host) Effective(context.Context, string, string) ([]byte, error) {
+	return nil, host.ErrNoWitness
+}
 
 // FrontEnd implements host.Driver: who serves the lab server writes its address.
 func (h *Host) FrontEnd(context.Context) (base, name string, err error) {

@@ -109,7 +109,7 @@ func (h *Host) Redirection(context.Context) ([]byte, string, error) {
 func readBounded(p string) ([]byte, string, error) {
 	st, err := os.Stat(p)
 	if err == nil && st.Size() > maxFile {
-		err = fmt.Errorf("%s: %d bytes, limit %d", p, st.Size(), maxFile)
+		err = fmt.Errorf("%s: %d bytes, limit %d: %w", p, st.Size(), maxFile, iisconfig.ErrTooLarge)
 	}
 	if err != nil {
 		return nil, p, err
@@ -131,47 +131,70 @@ func expand(dir string) (string, error) {
 	return p, nil
 }
 
-// WebConfig implements host.Driver.
-func (h *Host) WebConfig(dir string) ([]byte, string, error) {
+// ConfigFile implements host.Driver.
+func (h *Host) ConfigFile(dir, file string) ([]byte, string, error) {
 	d, err := expand(dir)
 	if err != nil {
 		return nil, dir, err
 	}
-	p := filepath.Join(d, "web.config")
+	p := filepath.Join(d, file)
 	data, err := h.replacer.read(p)
 	return data, p, err
 }
 
-// WebConfigsBelow implements host.Driver.
-func (h *Host) WebConfigsBelow(dir string) ([]string, error) {
-	d, err := expand(dir)
+// Canonical implements host.Driver: variables expanded, links followed, short names written out.
+func (h *Host) Canonical(dir string) string {
+	p, err := expand(dir)
 	if err != nil {
-		return nil, err
+		return strings.ToLower(strings.TrimRight(dir, `\/`))
 	}
-	return iisconfig.WebConfigsBelow(d, dir)
+	if real, err := filepath.EvalSymlinks(p); err == nil {
+		p = real
+	}
+	return strings.ToLower(strings.TrimRight(p, `\`))
 }
 
-// ReplaceWebConfig implements host.Driver.
-func (h *Host) ReplaceWebConfig(ctx context.Context, dir string, old, data []byte) error {
+// MaxConfigBytes implements host.Driver. Source: IIS support blog, "Web.config file maximum size and count".
+func (h *Host) MaxConfigBytes() int {
+	k, err := registry.OpenKey(registry.LOCAL_MACHINE, `SOFTWARE\Microsoft\InetStp\Configuration`, registry.QUERY_VALUE)
+	if err != nil {
+		return iisconfig.DefaultMaxBytes
+	}
+	defer func() { _ = k.Close() }()
+	kb, _, err := k.GetIntegerValue("MaxWebConfigFileSizeInKB")
+	if err != nil || kb == 0 || kb > maxFile/1024 {
+		return iisconfig.DefaultMaxBytes
+	}
+	return int(kb) * 1024
+}
+
+// ReplaceConfig implements host.Driver.
+func (h *Host) ReplaceConfig(ctx context.Context, dir, file string, old, data []byte) error {
 	d, err := expand(dir)
 	if err != nil {
 		return err
 	}
-	return h.replacer.replace(ctx, filepath.Join(d, "web.config"), old, data)
+	p := filepath.Join(d, file)
+	switch {
+	case old == nil:
+		return h.replacer.create(p, data)
+	case data == nil:
+		return h.replacer.remove(p, old)
+	}
+	return h.replacer.replace(ctx, p, old, data)
 }
 
-// CheckConfig implements host.Driver.
-func (h *Host) CheckConfig(ctx context.Context, app string) error {
-	for _, section := range []string{"rules", "outboundRules"} {
-		out, code, err := h.appcmd(ctx, "list", "config", app, "-section:system.webServer/rewrite/"+section)
-		if err != nil {
-			return err
-		}
-		if code != 0 {
-			return fmt.Errorf("IIS can't read %s of %s: exit code %d, %q", section, app, code, cut(out))
-		}
+// Effective implements host.Driver. Source: "Getting Started with AppCmd.exe" (Microsoft Learn); /config:* adds the schema's
+// defaults.
+func (h *Host) Effective(ctx context.Context, app, section string) ([]byte, error) {
+	out, code, err := h.appcmd(ctx, "list", "config", app, "-section:system.webServer/rewrite/"+section, "/config:*", "/xml")
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if code != 0 {
+		return nil, &host.IISError{Text: fmt.Sprintf("IIS can't read %s of %s: exit code %d, %q", section, app, code, cut(out))}
+	}
+	return []byte(out), nil
 }
 
 // FrontEnd implements host.Driver.

@@ -157,6 +157,52 @@ func (r replacer) replace(ctx context.Context, path string, old, data []byte) er
 	}
 }
 
+// create writes a file that must not be there yet. It gets the access control list that its directory hands down.
+func (r replacer) create(path string, data []byte) error {
+	_, err := r.read(path) // puts back what a crash left under its backup's name
+	if err == nil {
+		return fmt.Errorf("%s: %w", path, host.ErrChanged)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	fresh := path + newSuffix
+	if err := r.fs.WriteFile(fresh, data); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", fresh, err), r.forget(fresh))
+	}
+	if err := r.fs.Rename(fresh, path); err != nil { // replaces nothing
+		if _, rerr := r.fs.ReadFile(path); rerr == nil {
+			err = fmt.Errorf("%s: %w", path, host.ErrChanged)
+		}
+		return errors.Join(err, r.forget(fresh))
+	}
+	return nil
+}
+
+// remove deletes a file whose content is old. It is moved away first and looked at then, so that what somebody else wrote in
+// between comes back; after a crash in between the next read puts it back.
+func (r replacer) remove(path string, old []byte) error {
+	cur, err := r.read(path)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(cur, old) {
+		return fmt.Errorf("%s: %w", path, host.ErrChanged)
+	}
+	backup := backupOf(path, old)
+	if err := r.fs.Rename(path, backup); err != nil {
+		return err
+	}
+	was, err := r.fs.ReadFile(backup)
+	if err == nil && !bytes.Equal(was, old) {
+		err = fmt.Errorf("%s: %w", path, host.ErrChanged)
+	}
+	if err != nil {
+		return errors.Join(err, r.fs.Rename(backup, path))
+	}
+	return r.fs.Remove(backup)
+}
+
 // leftovers deals with backups that an earlier replacement was interrupted before it dealt with them: what is not as expected was written
 // by somebody else, and comes back.
 func (r replacer) leftovers(path string) error {

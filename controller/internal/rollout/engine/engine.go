@@ -10,6 +10,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
 // Phase of a rollout.
@@ -41,16 +43,20 @@ const (
 	Released MemberState = "released" // released, nothing read back yet
 	Applied  MemberState = "applied"  // read back, and not for long enough yet
 	OK       MemberState = "ok"       // done
+	Partial  MemberState = "partial"  // in effect in part: its wave waits for it, and it is never done nor failed
 	Failed   MemberState = "failed"
 	Silent   MemberState = "silent"   // had it, and is not heard of any more: counts as failed
 	Declined MemberState = "declined" // its administrator said no
 	Skipped  MemberState = "skipped"  // not for it
 )
 
-// settled says whether a released server needs no more waiting for.
+// settled says whether a released server has given its answer, so that it is not in flight any more.
 func (s MemberState) settled() bool { return s != Waiting && s != Released && s != Applied }
 
 func (s MemberState) bad() bool { return s == Failed || s == Silent }
+
+// Notable says whether a server is still listed once the rollout is completed: an operator has to look at it.
+func (s MemberState) Notable() bool { return s.bad() || s == Partial }
 
 // Item is a revision that is released.
 type Item struct {
@@ -106,7 +112,9 @@ type Rollout struct {
 
 	WaveBegan time.Time `json:"waveBegan,omitzero"`
 	Progress  time.Time `json:"progress,omitzero"`
-	Resume    Phase     `json:"resume,omitempty"`
+	// Stuck is since when the wave waits for nobody but PARTIAL servers; zero: it does not.
+	Stuck  time.Time `json:"stuck,omitzero"`
+	Resume Phase     `json:"resume,omitempty"`
 	// LastAt is the time of the last event, Skew what is taken off times: a clock that jumps, or a controller that was away, must not
 	// make every deadline pass at once.
 	LastAt time.Time     `json:"lastAt,omitzero"`
@@ -114,15 +122,16 @@ type Rollout struct {
 }
 
 // ReportState is what a server said about the rollout's revisions.
-type ReportState string
+type ReportState = outcome.Rollout
 
-// The reports.
+// The reports; shared/outcome says which outcome state is which.
 const (
-	None       ReportState = ""
-	OnTarget   ReportState = "target"
-	HasFailed  ReportState = "failed"
-	HasRefused ReportState = "declined"
-	NotForIt   ReportState = "skipped"
+	None       = outcome.Unanswered
+	OnTarget   = outcome.Done
+	HasPartly  = outcome.Partly
+	HasFailed  = outcome.Failed
+	HasRefused = outcome.Declined
+	NotForIt   = outcome.NotForIt
 )
 
 // Report is the last one of a server.
@@ -409,7 +418,7 @@ func (s *step) member(m *Member, seen map[string]Seen, id string) {
 	case m.GoneSince.IsZero():
 		m.GoneSince = s.now
 	}
-	if x.Held != "" && m.State != OK && m.State != Applied {
+	if x.Held != "" && m.State != OK && m.State != Applied && m.State != Partial {
 		m.ReleasedAt = time.Time{} // given nothing; it starts over when it may
 		s.set(m, Declined, x.Held)
 		return
@@ -426,8 +435,11 @@ func (s *step) member(m *Member, seen map[string]Seen, id string) {
 	rep := x.Report
 	wave := r.Strategy.Waves[m.Wave]
 	fresh := !rep.At.Equal(m.Before)
+	if m.State == Partial && rep.State != HasPartly {
+		m.ReleasedAt = s.now // the time in which it was PARTIAL does not count towards its deadline
+	}
 	switch {
-	case rep.State == OnTarget && !m.GoneSince.IsZero() && s.now.Sub(m.GoneSince) >= r.Strategy.silence():
+	case (rep.State == OnTarget || rep.State == HasPartly) && !m.GoneSince.IsZero() && s.now.Sub(m.GoneSince) >= r.Strategy.silence():
 		s.set(m, Silent, fmt.Sprintf("has it, and nothing was heard of it for %s", r.Strategy.silence()))
 	case rep.State == OnTarget && wave.Prove && !rep.Proven:
 		s.late(m, wave, Released, "its effect was not proven")
@@ -442,13 +454,15 @@ func (s *step) member(m *Member, seen map[string]Seen, id string) {
 		case s.now.Sub(m.Since) >= time.Duration(wave.MinHealthyTime):
 			s.set(m, OK, "")
 		}
+	case rep.State == HasPartly:
+		s.set(m, Partial, rep.Reason)
 	case rep.State == HasFailed && fresh:
 		s.set(m, Failed, rep.Reason)
 	case rep.State == HasRefused:
 		s.set(m, Declined, rep.Reason)
 	case rep.State == NotForIt:
 		s.set(m, Skipped, rep.Reason)
-	case (m.State == OK || m.State == Applied || m.State == Silent) && r.Phase != Reverting:
+	case (m.State == OK || m.State == Applied || m.State == Partial || m.State == Silent) && r.Phase != Reverting:
 		s.late(m, wave, Released, "it had it, and does not say so any more")
 	default:
 		s.late(m, wave, Released, "it has not said that it has it")
@@ -557,8 +571,10 @@ func (s *step) reverting(seen map[string]Seen, ids []string) {
 // unanswered is how long a server that was released and has said nothing is waited for when it is taken back.
 const unanswered = time.Minute
 
-func names(all []string) string {
-	const show = 5
+func names(all []string) string { return some(all, 5) }
+
+// some lists the first of many.
+func some(all []string, show int) string {
 	if len(all) > show {
 		return fmt.Sprintf("%s and %d more", strings.Join(all[:show], ", "), len(all)-show)
 	}
@@ -627,7 +643,7 @@ func (s *step) release(seen map[string]Seen, ids []string) {
 // finish ends the wave when everybody it waits for is settled, and says what it waits for otherwise.
 func (s *step) finish(ids []string) {
 	r, w := s.r, s.r.wave()
-	var waits []string
+	var waits, partial []string
 	counted, ok, baking, settled, members := 0, 0, 0, 0, 0
 	for _, id := range ids {
 		m := r.Members[id]
@@ -640,6 +656,8 @@ func (s *step) finish(ids []string) {
 		}
 		counted++
 		switch {
+		case m.State == Partial:
+			partial = append(partial, m.partly())
 		case m.State.settled():
 			settled++
 			if m.State == OK {
@@ -652,11 +670,16 @@ func (s *step) finish(ids []string) {
 			waits = append(waits, m.Name)
 		}
 	}
-	status := fmt.Sprintf("wave %d of %d: %d of %d servers done", r.Wave+1, len(r.Strategy.Waves), settled, counted)
+	status := fmt.Sprintf("wave %d of %d: %d of %d servers done%s", r.Wave+1, len(r.Strategy.Waves), settled, counted, listed(partial))
 	bar := r.Progress.Add(w.progressDeadline())
+	since := r.Stuck
+	r.Stuck = time.Time{}
 	switch {
 	case !r.Strategy.open(s.e.At) && (len(waits) > 0 || counted == 0 && members > 0):
 		s.phase(Running, "%s; waits for a maintenance window", status)
+		return
+	case len(waits) == 0 && len(partial) > 0 && !r.Forced:
+		s.stuck(since, status)
 		return
 	case len(waits) == 0 && (counted > 0 || members == 0 || r.last()):
 		if !r.last() && members > 0 && ok == 0 {
@@ -684,17 +707,22 @@ func (s *step) next() {
 	if r.last() {
 		s.open()
 		ok, bad, other := 0, 0, 0
-		for _, m := range r.Members {
+		var partial []string
+		for _, id := range r.ids() {
+			m := r.Members[id]
 			switch {
 			case m.State == OK:
 				ok++
 			case m.State.bad():
 				bad++
+			case m.State == Partial:
+				partial = append(partial, m.partly())
 			default:
 				other++
 			}
 		}
-		s.phase(Completed, "released to everybody: %d done, %d failed, %d others (declined, not for them, or not connected)", ok, bad, other)
+		s.phase(Completed, "released to everybody: %d done, %d failed, %d others (declined, not for them, or not connected)%s",
+			ok, bad, other, listed(partial))
 		return
 	}
 	if r.Strategy.Waves[r.Wave+1].Approval {

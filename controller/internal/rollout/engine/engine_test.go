@@ -74,6 +74,10 @@ func (f *fleet) live(t *rapid.T, r *Rollout, at time.Time) {
 		case 3:
 			x.Report = Report{State: NotForIt, At: at}
 			x.Held = rapid.SampledFrom([]string{"", "", "switched off"}).Draw(t, "held")
+		case 9:
+			if x.Connected && r.Gives(x.ID) == Target {
+				x.Report = Report{State: HasPartly, Has: true, Reason: "/x gets through", At: at}
+			}
 		case 4, 5, 6, 7, 8:
 			switch g := r.Gives(x.ID); {
 			case !x.Connected:
@@ -163,6 +167,14 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 					t.Fatalf("%s had it and is forgotten", x.ID)
 				}
 			}
+			ended := r.Wave > wave || r.Phase != phase && (r.Phase == Completed || r.Phase == WaitingApproval)
+			if ended && e.Verb == Look && !r.Forced {
+				for id, m := range r.Members {
+					if m.Wave == wave && m.Counted && m.State == Partial {
+						t.Fatalf("wave %d ended, and %s is PARTIAL", wave, id)
+					}
+				}
+			}
 			if r.Wave < wave {
 				t.Fatalf("went back from wave %d to %d", wave, r.Wave)
 			}
@@ -202,6 +214,68 @@ func TestWhateverHappensTheBoundsHold(t *testing.T) {
 			t.Fatalf("still %s after everybody behaved for a day: %s\n%s", r.Phase, r.Reason, raw)
 		}
 	})
+}
+
+// TestPartialAloneNeverHaltsNorCompletes has a fleet in which every server does as it is asked, or says PARTIAL: no strategy and no
+// deadline makes a halt or a success of that.
+func TestPartialAloneNeverHaltsNorCompletes(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		strategy := genStrategy(t)
+		f := newFleet(t)
+		odd := map[string]bool{}
+		for i := range f.all {
+			f.all[i].Connected = true
+			odd[f.all[i].ID] = rapid.Bool().Draw(t, f.all[i].ID+" is odd")
+		}
+		at := t0
+		r := New("r1", []Item{{"M1", 2}}, strategy, "alice", at)
+		for verb := Start; at.Before(t0.Add(2 * maxDeadline(strategy))); verb = Look {
+			if r.Phase == WaitingApproval {
+				verb = Approve
+			}
+			at = at.Add(25 * time.Second)
+			if _, err := r.Step(Event{At: at, Verb: verb, By: "alice", Seen: f.all}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range f.all {
+				x := &f.all[i]
+				switch {
+				case r.Gives(x.ID) != Target || x.Report.State != None:
+				case odd[x.ID]:
+					x.Report = Report{State: HasPartly, Has: true, Reason: "/x gets through", At: at}
+				default:
+					x.Report = Report{State: OnTarget, Has: true, Proven: true, At: at}
+				}
+			}
+			switch r.Phase {
+			case Running, Baking, WaitingApproval, Completed:
+			default:
+				t.Fatalf("%s: %s", r.Phase, r.Reason)
+			}
+		}
+		partial := 0
+		for id, m := range r.Members {
+			if odd[id] && m.State == OK {
+				t.Fatalf("%s is PARTIAL and counts as done", id)
+			}
+			if m.State == Partial && m.Counted && m.Wave == r.Wave {
+				partial++
+			}
+		}
+		if partial > 0 && (r.Phase != Running || !strings.Contains(r.Reason, fmt.Sprintf("%d PARTIAL: EX", partial))) {
+			t.Fatalf("%d are PARTIAL, and it is %s: %s", partial, r.Phase, r.Reason)
+		}
+	})
+}
+
+// maxDeadline is when whatever could halt a rollout has passed, for a fleet of newFleet.
+func maxDeadline(s Strategy) time.Duration {
+	sum := time.Duration(0)
+	for _, w := range s.Waves {
+		sum += w.progressDeadline() + w.healthyDeadline()
+	}
+	return sum
 }
 
 func TestWavesAreStableAndSpreadGroups(t *testing.T) {

@@ -1,0 +1,41 @@
+package host
+
+import (
+	"strings"
+
+	"github.com/stopgap-em/stopgap/shared/iisconfig"
+)
+
+// fileKey identifies a configuration file in one pass.
+func fileKey(ref string) string {
+	dir, file := SplitRef(ref)
+	return strings.ToLower(strings.TrimRight(dir, `\/`)) + "|" + strings.ToLower(file)
+}
+
+// cached reads each file once, so that everything in one pass is judged by the same bytes.
+type cached struct {
+	Driver
+	read map[string]cachedFile
+}
+
+type cachedFile struct {
+	data []byte
+	name string
+	err  error
+}
+
+var _ iisconfig.Files = (*cached)(nil)
+
+// ConfigFile implements iisconfig.Files.
+func (c *cached) ConfigFile(dir, file string) ([]byte, string, error) {
+	k := fileKey(FileRef(dir, file))
+	f, ok := c.read[k]
+	if !ok {
+		f.data, f.name, f.err = c.Driver.ConfigFile(dir, file)
+		c.read[k] = f
+	}
+	return f.data, f.name, f.err
+}
+
+// forget reads a file anew the next time.
+func (c *cached) forget(ref string) { delete(c.read, fileKey(ref)) }
