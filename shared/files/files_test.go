@@ -93,8 +93,12 @@ func TestReadersSeeOneContentOrTheOther(t *testing.T) {
 		})
 	}
 	for range 200 {
-		if got := content(t, name); got != contents[0] && got != contents[1] {
-			t.Fatalf("%d bytes of neither content", len(got))
+		got, err := Read(name, 1<<20)
+		if err != nil && runtime.GOOS == "windows" { // where a file can't be opened in the moment of its replacement
+			continue
+		}
+		if err != nil || string(got) != contents[0] && string(got) != contents[1] {
+			t.Fatalf("%d bytes of neither content, %v", len(got), err)
 		}
 	}
 	wg.Wait()
