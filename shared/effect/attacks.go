@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Attack is a request by which a mitigation's effect is judged.
@@ -85,13 +86,7 @@ func parse(name, request string, headers map[string]string) (Attack, error) {
 	return a, nil
 }
 
-func shorten(s string) string {
-	const most = 60
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "..."
-	}
-	return s
-}
+func shorten(s string) string { return bounded.Text(s, 63) }
 
 func contains(list []Attack, a Attack) bool {
 	for _, x := range list {

@@ -27,6 +27,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -145,18 +146,13 @@ func (d Dir) ReadFile(windows string) ([]byte, string, error) {
 	return data, p, err
 }
 
+// readBounded reads a file of the lab server. Errors: iisconfig.ErrTooLarge.
 func readBounded(p string) ([]byte, error) {
-	st, err := os.Stat(p)
-	if err != nil {
-		return nil, err
+	data, err := files.Read(p, MaxFile)
+	if errors.Is(err, files.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", err, iisconfig.ErrTooLarge)
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", p)
-	}
-	if st.Size() > MaxFile {
-		return nil, fmt.Errorf("%s: %d bytes, limit %d: %w", p, st.Size(), MaxFile, iisconfig.ErrTooLarge)
-	}
-	return os.ReadFile(p)
+	return data, err
 }
 
 // ConfigFile reads a configuration file of a physical directory; it makes Dir an iisconfig.Files.
@@ -197,7 +193,7 @@ func (d Dir) WriteServer(s Server) error { return d.write(ServerFile, s) }
 
 // FrontEnd is the address of the web site; "" while nobody serves it.
 func (d Dir) FrontEnd() (string, error) {
-	data, err := readBounded(filepath.Join(string(d), FrontEndFile))
+	data, err := files.Read(filepath.Join(string(d), FrontEndFile), MaxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -301,7 +297,7 @@ func (d Dir) SetServicing(on bool) error {
 }
 
 func (d Dir) read(file string, v any) error {
-	data, err := readBounded(filepath.Join(string(d), file))
+	data, err := files.Read(filepath.Join(string(d), file), MaxFile)
 	if err != nil {
 		return err
 	}
@@ -316,19 +312,5 @@ func (d Dir) write(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(string(d), file+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(string(d), file))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return files.Replace(filepath.Join(string(d), file), append(data, '\n'), files.Private)
 }

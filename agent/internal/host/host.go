@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -228,8 +229,5 @@ func evidence(action, subject, found string, sum []byte) *stopgapv1.Evidence {
 const maxEvidenceText = 512
 
 func cutText(s string) string {
-	if len(s) > maxEvidenceText {
-		s = s[:maxEvidenceText-3] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
+	return bounded.Text(s, maxEvidenceText)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
@@ -54,7 +55,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 	case w.Want == Leave && stays(old, w):
 		return nil
 	}
-	o.Reason = cut(o.Reason, maxReason)
+	o.Reason = bounded.Text(o.Reason, maxReason)
 	if len(o.Evidence) > maxEvidence {
 		o.Evidence = o.Evidence[:maxEvidence]
 	}
@@ -182,14 +183,6 @@ func same(a, b *stopgapv1.Outcome) bool {
 	return a != nil && a.GetState() == b.GetState() && a.GetRevision() == b.GetRevision() && a.GetCode() == b.GetCode() &&
 		a.GetReason() == b.GetReason() && a.GetDriftRepairs() == b.GetDriftRepairs() && a.GetProof() == b.GetProof() &&
 		string(a.GetDocumentSha256()) == string(b.GetDocumentSha256())
-}
-
-// cut bounds a text and makes it valid UTF-8: it can name files, and a message that can't be encoded reports nothing.
-func cut(s string, n int) string {
-	if len(s) > n {
-		s = s[:n-3] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
 }
 
 func (p *pass) log(o *stopgapv1.Outcome) {

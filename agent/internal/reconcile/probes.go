@@ -12,6 +12,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Prober asks the local server.
@@ -130,7 +131,7 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 	effects, shown := 0, 0
 	var missing, broken, through []string
 	tell := func(r probe.Result, before string) {
-		w.probed.evidence = append(w.probed.evidence, &stopgapv1.Evidence{Subject: "probe " + cut(r.Name, 480), Found: cut(before+"after: "+r.Got, 500)})
+		w.probed.evidence = append(w.probed.evidence, &stopgapv1.Evidence{Subject: "probe " + bounded.Text(r.Name, 480), Found: bounded.Text(before+"after: "+r.Got, 500)})
 	}
 	for _, q := range w.Doc.GetProbes() {
 		if q.GetEffect() != nil {

@@ -15,6 +15,7 @@ import (
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 )
@@ -44,23 +45,13 @@ func readFiles(args []string) ([]file, error) {
 		if found {
 			continue
 		}
-		data, err := readBounded(a)
+		data, err := files.Read(a, mitigation.MaxBytes)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, file{filepath.Base(a), data})
 	}
 	return out, nil
-}
-
-// readBounded reads one byte more than is allowed, so that a file that is too large is refused as such and not read whole.
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	return io.ReadAll(io.LimitReader(f, mitigation.MaxBytes+1))
 }
 
 // lintFiles checks files and gives every problem.
