@@ -148,7 +148,7 @@ func reasons(checks []effect.Check) string {
 
 // evidence says what the verdict rests on.
 func (c coverage) evidence(action string) []*stopgapv1.Evidence {
-	what := "attack requests are refused"
+	what := "attack requests are stopped"
 	if len(c.checks) == len(c.reach) && (len(c.reach) == 0 || c.checks[0].What == c.reach[0].What) {
 		what = "applications have the rules in effect"
 	}
