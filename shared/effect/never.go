@@ -70,7 +70,7 @@ func (r *Review) urlNever(x *PlacedRule, match *xmldoc.Element, attacks []Attack
 		t = strings.TrimLeft(t, "/")
 		for _, app := range apps {
 			base := strings.TrimSuffix(app.Path, "/")
-			for _, path := range []string{base + "/" + t, base + "/x/" + t, base + "/x" + t, base + "/" + t + "/x", base + "/x/" + t + "/x"} {
+			for _, path := range []string{base + "/" + t, base + "/x/" + t, base + "/" + t + "/x", base + "/x/" + t + "/x"} {
 				if r.late() || r.plausible(x.site, path) && r.sees(x, m, path) != "" {
 					return ""
 				}

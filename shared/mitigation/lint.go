@@ -81,31 +81,51 @@ func (l *linter) at(severe bool, line, col int, format string, args ...any) {
 
 // rule adds a finding at a rule of an action.
 func (l *linter) rule(severe bool, action int, outbound bool, name, format string, args ...any) {
-	key, xml := "inbound", l.d.GetActions()[action].GetUrlRewrite().GetInbound()
-	if outbound {
-		key, xml = "outbound", l.d.GetActions()[action].GetUrlRewrite().GetOutbound()
-	}
-	n := l.node("actions", action, "urlRewrite", key)
+	n := l.fragmentNode(action, outbound)
 	line, col := n.Line, n.Column
-	if doc, err := xmldoc.ParseFragment([]byte(xml)); err == nil {
-		for _, e := range doc.Root.All("rule") {
-			if strings.EqualFold(e.Attr("name"), name) {
-				inLine, inCol := xmldoc.LineCol(doc.Data, e.Start)
-				line, col, _ = l.within(n, inLine, inCol)
-			}
-		}
+	if e := l.element(action, outbound, name); e != nil {
+		inLine, inCol := xmldoc.LineCol([]byte(l.xml(action, outbound)), e.Start)
+		line, col, _ = l.within(n, inLine, inCol)
 	}
 	l.at(severe, line, col, "rule %q "+format, append([]any{name}, args...)...)
 }
 
+func (l *linter) fragmentNode(action int, outbound bool) *yaml.Node {
+	if outbound {
+		return l.node("actions", action, "urlRewrite", "outbound")
+	}
+	return l.node("actions", action, "urlRewrite", "inbound")
+}
+
+func (l *linter) xml(action int, outbound bool) string {
+	rw := l.d.GetActions()[action].GetUrlRewrite()
+	if outbound {
+		return rw.GetOutbound()
+	}
+	return rw.GetInbound()
+}
+
+// element finds a rule of an action; nil when there is none.
+func (l *linter) element(action int, outbound bool, name string) *xmldoc.Element {
+	doc, err := xmldoc.ParseFragment([]byte(l.xml(action, outbound)))
+	if err != nil {
+		return nil
+	}
+	for _, e := range doc.Root.All("rule") {
+		if strings.EqualFold(e.Attr("name"), name) {
+			return e
+		}
+	}
+	return nil
+}
+
 // eachFragment calls f for every XML fragment of the document, in order.
 func (l *linter) eachFragment(f func(action int, outbound bool, xml string)) {
-	for i, a := range l.d.GetActions() {
-		if x := a.GetUrlRewrite().GetInbound(); x != "" {
-			f(i, false, x)
-		}
-		if x := a.GetUrlRewrite().GetOutbound(); x != "" {
-			f(i, true, x)
+	for i := range l.d.GetActions() {
+		for _, outbound := range []bool{false, true} {
+			if x := l.xml(i, outbound); x != "" {
+				f(i, outbound, x)
+			}
 		}
 	}
 }
@@ -166,6 +186,9 @@ func (l *linter) bypasses() {
 			l.say(false, l.node("actions", action, "urlRewrite", "inbound"), "it could not be checked for ways past it: %v", err)
 		}
 		for _, w := range ways {
+			if r := l.element(action, false, w.Rule); r != nil && r.Child("action").AttrOr("type", "None") == "None" {
+				continue // it lets requests through; to get past it is no gain
+			}
 			l.rule(false, action, false, w.Rule, "can be bypassed: %s", w.Text)
 		}
 	})

@@ -147,6 +147,9 @@ func (l *linter) attacks(review *effect.Review, attacks []effect.Attack) {
 		case len(open) == 0:
 		case len(open) == len(all):
 			l.say(true, n, "the document stops none of the published attack requests for %s, for example %s: %s", cve, request(open[0].Attack), l.why(open[0]))
+			if hint := review.Hint(open[0].Attack); hint != "" {
+				l.findings[len(l.findings)-1].Msg += ": " + hint
+			}
 		default:
 			for _, v := range open {
 				l.say(false, n, "the document does not stop a published attack request for %s: %s: %s", cve, request(v.Attack), l.why(v))
