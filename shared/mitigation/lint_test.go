@@ -228,18 +228,48 @@ func FuzzLint(f *testing.F) {
 		f.Add(c.Content)
 	}
 	f.Add([]byte(doc(notShell, "/owa", "inbound", rule(`url="^(a|b)*/[^x]\?$" negate="true"`, `<add input="{R:1}" pattern="^$" />`, abort))))
-	f.Add([]byte(doc(fresh, "/", "inbound", rule(`url="^(?=x)y{2,9}"`, `<add input="{NONE}" pattern="[\u0000-x]" />`, `type="Redirect" url="{C:1}"`))))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		d, err := Parse("f", data)
-		if err != nil {
-			return
+	f.Fuzz(lintInTime)
+}
+
+// FuzzLintRule keeps the document well-formed, so that more of what is tried gets as far as the rule's effect.
+func FuzzLintRule(f *testing.F) {
+	f.Add("/EWS", `^ews/`, "", "{QUERY_STRING}", `^\?`, "AbortRequest", uint8(0))
+	f.Add("/", `(?=x)y{2,9}`, "Wildcard", "{NONE}", `[\x00-x]`, "Redirect", uint8(1))
+	f.Add("/owa", `.*`, "ExactMatch", "{UrlDecode:{REQUEST_URI}}", `(a|b)*[^/]+`, "CustomResponse", uint8(2))
+	f.Add("/owa", ``, "", "{RESPONSE_X}", `^(https?://|/)x\.y$`, "None", uint8(7))
+	quote := strings.NewReplacer("&", "&amp;", "<", "&lt;", `"`, "&quot;", "\n", "&#10;", "\r", "&#13;", "\t", "&#9;").Replace
+	f.Fuzz(func(t *testing.T, path, url, syntax, input, pattern, action string, bits uint8) {
+		attrs := map[bool]string{true: ` negate="true"`}
+		target := ""
+		switch action {
+		case "CustomResponse":
+			target = ` statusCode="403" statusReason="x" statusDescription="x"`
+		case "Redirect", "Rewrite":
+			target = ` url="/x{R:0}"`
 		}
-		began := time.Now()
-		if n := len(Lint(d)); n > maxFindings {
-			t.Errorf("%d findings", n)
+		if syntax == "" {
+			syntax = "ECMAScript"
 		}
-		if took := time.Since(began); took > 2*effect.MaxReviewTime {
-			t.Errorf("took %v", took)
+		xml := fmt.Sprintf(`<rule name="Stopgap X.1 a" patternSyntax="%s"><match url="%s"%s /><conditions><add input="%s" pattern="%s"%s /></conditions><action type="%s"%s /></rule>`,
+			quote(syntax), quote(url), attrs[bits&1 > 0], quote(input), quote(pattern), attrs[bits&2 > 0], quote(action), target)
+		cves := fresh
+		if bits&4 > 0 {
+			cves = notShell
 		}
+		lintInTime(t, []byte(doc(cves, path, "inbound", xml)))
 	})
+}
+
+func lintInTime(t *testing.T, data []byte) {
+	d, err := Parse("f", data)
+	if err != nil {
+		return
+	}
+	began := time.Now()
+	if n := len(Lint(d)); n > maxFindings {
+		t.Errorf("%d findings", n)
+	}
+	if took := time.Since(began); took > 2*effect.MaxReviewTime {
+		t.Errorf("took %v", took)
+	}
 }
