@@ -35,6 +35,8 @@ var (
 	// pathVariables begin with the path; those with true end with it too.
 	pathVariables = map[string]bool{"URL": true, "PATH_INFO": true, "SCRIPT_NAME": true, "REQUEST_URI": false, "HTTP_URL": false, "UNENCODED_URL": false,
 		"HTTP_X_ORIGINAL_URL": false}
+	// signedInVariables are empty while inbound rules run: URL Rewrite comes before authentication.
+	signedInVariables = []string{"AUTH_PASSWORD", "AUTH_TYPE", "AUTH_USER", "LOGON_USER", "REMOTE_USER", "UNMAPPED_REMOTE_USER"}
 	// knownVariables are server variables of IIS besides the headers. Source: "IIS Server Variables" on Microsoft Learn, and the
 	// URL Rewrite configuration reference.
 	knownVariables = strings.Fields("ALL_HTTP ALL_RAW APPL_MD_PATH APPL_PHYSICAL_PATH APP_POOL_ID AUTH_PASSWORD AUTH_TYPE AUTH_USER CACHE_URL " +
@@ -69,6 +71,11 @@ func (r *Review) conditionNever(add *xmldoc.Element, patternSyntax string, outbo
 	name := strings.ToUpper(found[1])
 	response := strings.HasPrefix(name, "RESPONSE_")
 	switch {
+	case !outbound && slices.Contains(signedInVariables, name):
+		if constant("") {
+			return fmt.Sprintf("the condition on %s can't hold: the rules run before anybody is authenticated, and the variable is empty then", input)
+		}
+		return ""
 	case response && !outbound:
 		if constant("") {
 			return fmt.Sprintf("the condition on %s can't hold: before the request is answered there is no response, and the variable is empty", input)
@@ -136,4 +143,24 @@ func (r *Review) sets(name string) bool {
 	return slices.ContainsFunc(r.rules, func(x *PlacedRule) bool {
 		return slices.ContainsFunc(x.Element.Child("serverVariables").All("set"), func(s *xmldoc.Element) bool { return strings.EqualFold(s.Attr("name"), name) })
 	})
+}
+
+// clientVariables say where a request comes from, or by which name the server was called: a document may know what is
+// right in its organisation, and the samples do not.
+var clientVariables = []string{"REMOTE_ADDR", "REMOTE_HOST", "HTTP_HOST", "SERVER_NAME", "HTTP_X_FORWARDED_FOR"}
+
+// exempts returns the input of a condition that lets clients through by their address or the host name they ask for; "" for
+// none.
+func (x *PlacedRule) exempts() string {
+	group := x.Element.Child("conditions")
+	if strings.EqualFold(group.Attr("logicalGrouping"), "MatchAny") {
+		return ""
+	}
+	for _, add := range group.All("add") {
+		found := oneVariable.FindStringSubmatch(add.Attr("input"))
+		if found != nil && strings.EqualFold(add.Attr("negate"), "true") && slices.Contains(clientVariables, strings.ToUpper(found[1])) {
+			return add.Attr("input")
+		}
+	}
+	return ""
 }

@@ -187,6 +187,8 @@ type Harm struct {
 	Every bool
 	// Path is the place that the document puts the rule.
 	Path string
+	// Unless is a variable by which the rule lets some clients through, "{REMOTE_ADDR}": the samples are not theirs.
+	Unless string
 }
 
 // Harms lists the rules that stop legitimate requests. extra are requests besides Samples that must be let through.
@@ -211,7 +213,7 @@ func (r *Review) Harms(extra ...Sample) []Harm {
 			i := slices.IndexFunc(out, func(h Harm) bool { return h.Rule == rule })
 			if i < 0 {
 				i = len(out)
-				out = append(out, Harm{Rule: rule, What: what, Path: rule.path})
+				out = append(out, Harm{Rule: rule, What: what, Path: rule.path, Unless: rule.exempts()})
 			}
 			out[i].Requests = append(out[i].Requests, s.Name)
 		}
@@ -221,6 +223,12 @@ func (r *Review) Harms(extra ...Sample) []Harm {
 	}
 	return out
 }
+
+// sampleAddr is the client of the samples. It is none of the addresses for documentation, which documents may name.
+const sampleAddr = "10.20.30.40"
+
+// vital are the headers of an answer that a client can't do without.
+var vital = []string{"Content-Type", "Location", "Set-Cookie", "WWW-Authenticate"}
 
 // staticFiles are the kinds of files that Exchange serves from its directories.
 var staticFiles = []string{".js", ".css", ".ttf", ".aspx", ".asmx", ".wsdl"}
@@ -233,6 +241,8 @@ func (r *Review) disturbs(p *iisconfig.Place, s Sample) (*PlacedRule, string) {
 	}
 	for _, rd := range readings[:2] {
 		req := s.request(rd)
+		req.RemoteAddr = sampleAddr
+		req.Vars = map[string]string{"SERVER_PROTOCOL": "HTTP/1.1", "LOCAL_ADDR": "10.20.30.1", "REMOTE_PORT": "49811", "SERVER_SOFTWARE": "Microsoft-IIS/10.0"}
 		req.IsFile = func(name string) bool { return slices.Contains(staticFiles, path.Ext(name)) }
 		req.IsDir = func(name string) bool { return strings.EqualFold(strings.TrimSuffix(name, "/"), p.App.Path) }
 		res, err := rs.Inbound(req, p.App.Path)
@@ -273,8 +283,23 @@ func (r *Review) disturbs(p *iisconfig.Place, s Sample) (*PlacedRule, string) {
 		if err != nil && !errors.As(err, &runtime) {
 			return r.slow(err)
 		}
+		for _, h := range vital {
+			if s.Response.Get(h) != "" && header.Get(h) == "" {
+				return r.outbound("RESPONSE_"+strings.ReplaceAll(h, "-", "_"), ran), fmt.Sprintf("the answer loses its header %s", h)
+			}
+		}
 	}
 	return nil, ""
+}
+
+// outbound returns the rule that rewrote a variable.
+func (r *Review) outbound(variable string, ran []string) *PlacedRule {
+	for _, n := range ran {
+		if x := r.named(n, true); x != nil && strings.EqualFold(x.Element.Child("match").Attr("serverVariable"), variable) {
+			return x
+		}
+	}
+	return nil
 }
 
 // slow says that no verdict was reached; the rule is named by the evaluator's error.

@@ -34,6 +34,13 @@ func Samples() []Sample {
 		if kind != "" {
 			response.Set("Content-Type", kind)
 		}
+		switch status {
+		case http.StatusUnauthorized:
+			response.Set("WWW-Authenticate", "Negotiate")
+		case http.StatusFound:
+			response.Set("Location", "https://mail.example/owa/")
+			response.Set("Set-Cookie", "cadata=Vt0mfZk1+bq==; path=/; secure; HttpOnly")
+		}
 		out = append(out, Sample{Attack: a, Response: response, Status: status})
 	}
 	return out
@@ -106,12 +113,18 @@ var samples = []struct {
 	{"OWA, script", "GET /owa/prem/15.2.1748.10/scripts/boot.worldwide.0.mouse.js", signedIn, script},
 	{"OWA, style sheet", "GET /owa/prem/15.2.1748.10/resources/themes/base/images/0/sprite1.mouse.css", signedIn, "text/css"},
 	{"OWA, message in a window of its own", "GET /owa/projection.aspx?ID=AAMkADk3OTg&ispopout=1", signedIn, htmlPage},
+	{"OWA, page of an error", "GET /owa/auth/errorFE.aspx?httpCode=500&msg=1&owaError=x&be=mbx01", browser, htmlPage},
+	{"OWA, change of an expired password", "GET /owa/auth/expiredpassword.aspx?url=/owa/auth.owa", browser, htmlPage},
+	{"OWA, language at the first sign-in", "POST /owa/lang.owa", with(form, "Cookie", "cadata=Vt0mfZk1+bq=="), "302"},
+	{"OWA, sign of life", "GET /owa/keepalive.owa", signedIn, ""},
+	{"OWA, upload", "POST /owa/attachment.ashx?UA=0&cn=CreateAttachmentFromForm&X-OWA-CANARY=q3Xw_1JkTUe8p.", with(signedIn, "Content-Type", "multipart/form-data; boundary=x"), jsonText},
 	{"OWA, sign-out", "GET /owa/logoff.owa", signedIn, "302"},
 	{"published calendar", "GET /owa/calendar/6f2c0b3d@corp.example/3d9c1e7a/calendar.ics", map[string]string{"User-Agent": "Microsoft Office/16.0"}, "text/calendar"},
 
 	{"sign-in to the admin centre", "GET /ecp/", browser, "302"},
 	{"admin centre", "GET /ecp/?ExchClientVer=15", admin, htmlPage},
 	{"admin centre, mailboxes", "POST /ecp/DDI/DDIService.svc/GetList?schema=MailboxService&msExchEcpCanary=Bx81KkTU_e8p.", with(admin, "Content-Type", jsonText), jsonText},
+	{"admin centre, a change", "POST /ecp/DDI/DDIService.svc/SetObject?schema=EditMailbox&msExchEcpCanary=Bx81KkTU_e8p.", with(admin, "Content-Type", jsonText), jsonText},
 	{"admin centre, script", "GET /ecp/15.2.1748.10/scripts/js.axd?resources=Common&v=15.2.1748.10", admin, script},
 	{"options of a user", "GET /ecp/?rfr=owa&p=PersonalSettings/Password.aspx", admin, htmlPage},
 
@@ -119,12 +132,15 @@ var samples = []struct {
 	{"EWS, first without credentials", "POST /ews/exchange.asmx", map[string]string{"User-Agent": "ExchangeServicesClient/15.01.2248.002", "Content-Type": xmlText}, "401"},
 	{"EWS, description", "GET /EWS/Services.wsdl", ewsClient, xmlText},
 	{"EWS, picture of a person", "GET /EWS/Exchange.asmx/s/GetUserPhoto?email=max@corp.example&size=HR64x64", ewsClient, "image/jpeg"},
+	{"EWS of another organisation", "POST /EWS/Exchange.asmx/WSSecurity", with(ewsClient, "Authorization", "Bearer eyJ0"), xmlText},
+	{"move of a mailbox", "POST /EWS/mrsproxy.svc", map[string]string{"Content-Type": "application/soap+msbin1", "Authorization": "Negotiate YIIF"}, "application/soap+msbin1"},
 	{"REST interface", "GET /api/v2.0/me/messages?$top=10&$select=Subject", map[string]string{"User-Agent": "Room/3.1", "Authorization": "Bearer eyJ0"}, jsonText},
 
 	{"Autodiscover of Outlook", "POST /autodiscover/autodiscover.xml", with(outlook, "Content-Type", "text/xml"), xmlText},
 	{"Autodiscover of Outlook, other case", "POST /Autodiscover/Autodiscover.xml", with(outlook, "Content-Type", "text/xml"), "401"},
 	{"Autodiscover of a phone", "POST /autodiscover/autodiscover.xml", with(phone, "Content-Type", "text/xml"), xmlText},
 	{"Autodiscover, SOAP", "POST /autodiscover/autodiscover.svc", ewsClient, xmlText},
+	{"Autodiscover of another organisation", "POST /autodiscover/autodiscover.svc/WSSecurity", with(ewsClient, "Authorization", "Bearer eyJ0"), xmlText},
 	{"Autodiscover v2", "GET /autodiscover/autodiscover.json?Email=erika%40corp.example&Protocol=Autodiscoverv1&RedirectCount=1", outlook, jsonText},
 	{"Autodiscover v2, address as it is", "GET /autodiscover/autodiscover.json?Email=erika@corp.example&Protocol=ActiveSync&RedirectCount=1", phone, jsonText},
 	{"Autodiscover v2, address in the path", "GET /autodiscover/autodiscover.json/v1.0/erika%40corp.example?Protocol=EWS&ServerLocation=true", ewsClient, jsonText},
@@ -137,6 +153,7 @@ var samples = []struct {
 	{"ActiveSync, send", "POST /Microsoft-Server-ActiveSync/default.eas?Cmd=SendMail&User=erika&DeviceId=7HB2K0Q3&DeviceType=iPad", phone, ""},
 
 	{"Outlook, mailbox", "POST /mapi/emsmdb/?MailboxId=8c1fd0f2-3d2b-4f3e-9a70-2d1f6c7b8a90@corp.example", mapi, "application/mapi-http"},
+	{"Outlook, own mailbox", "POST /mapi/emsmdb/?useMailboxOfAuthenticatedUser=true", with(mapi, "X-RequestType", "Connect"), "401"},
 	{"Outlook, address book", "POST /mapi/nspi/?MailboxId=8c1fd0f2-3d2b-4f3e-9a70-2d1f6c7b8a90@corp.example", with(mapi, "X-RequestType", "QueryRows"), "application/mapi-http"},
 	{"Outlook, RPC over HTTP, in", "RPC_IN_DATA /rpc/rpcproxy.dll?8c1fd0f2-3d2b-4f3e-9a70-2d1f6c7b8a90@corp.example:6001",
 		map[string]string{"User-Agent": "MSRPC", "Accept": "application/rpc", "Authorization": "NTLM TlRM"}, "application/rpc"},

@@ -48,7 +48,7 @@ func (m *matcher) matches(in string) bool {
 
 // Bounds on the examples of what a pattern matches.
 const (
-	maxExamples     = 24
+	maxExamples     = 64
 	maxExampleBytes = 400
 )
 
@@ -93,8 +93,7 @@ func texts(re *syntax.Regexp) ([]string, bool) {
 	case syntax.OpLiteral:
 		return []string{string(re.Rune)}, len(re.Rune) < maxExampleBytes
 	case syntax.OpCharClass:
-		c, ok := member(re.Rune)
-		return []string{c}, ok
+		return members(re.Rune)
 	case syntax.OpAnyChar, syntax.OpAnyCharNotNL:
 		return []string{"x"}, true
 	case syntax.OpCapture:
@@ -173,17 +172,38 @@ func repeated(re *syntax.Regexp) ([]string, bool) {
 	return out, len(out) <= maxExamples
 }
 
-// member picks a character of a class: rather one that a URL can have anywhere.
-func member(class []rune) (string, bool) {
-	for _, c := range "xaz0X-_.~&=@;,+%/ ?:" {
+// members picks characters of a class: the first and the last letter or digit, or else one that a URL can have.
+func members(class []rune) ([]string, bool) {
+	var out []string
+	for _, r := range [][2]rune{{'a', 'z'}, {'0', '9'}, {'A', 'Z'}} {
+		low, high := rune(-1), rune(-1)
+		for i := 0; i+1 < len(class); i += 2 {
+			if from, to := max(class[i], r[0]), min(class[i+1], r[1]); from <= to {
+				if low < 0 {
+					low = from
+				}
+				high = to
+			}
+		}
+		if low >= 0 && len(out) == 0 {
+			out = append(out, string(low))
+			if high != low {
+				out = append(out, string(high))
+			}
+		}
+	}
+	if len(out) > 0 {
+		return out, true
+	}
+	for _, c := range "-_.~&=@;,+%/ ?:" {
 		for i := 0; i+1 < len(class); i += 2 {
 			if class[i] <= c && c <= class[i+1] {
-				return string(c), true
+				return []string{string(c)}, true
 			}
 		}
 	}
 	if len(class) > 0 {
-		return string(class[0]), true
+		return []string{string(class[0])}, true
 	}
-	return "", false
+	return nil, false
 }

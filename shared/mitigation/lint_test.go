@@ -69,7 +69,7 @@ func TestADocumentThatDoesWhatItIsForHasNoFinding(t *testing.T) {
 		"a status":                       doc(fresh+probe("GET /ecp/old.aspx", "expectStatus: 403"), "/ecp", "inbound", rule(`url="^old\.aspx$"`, "", forbidden)),
 		"a negated match that fits":      doc(fresh+probe("OPTIONS /oab/", "expectAborted: true"), "/OAB", "inbound", rule(`url="^x{20}$" negate="true"`, `<add input="{REQUEST_METHOD}" pattern="^(GET|HEAD|POST)$" negate="true" />`, abort)),
 		"a shared directory":             doc(fresh+probe("GET /owa/Calendar/x", "expectAborted: true"), "/owa", "inbound", rule(`url="^x$"`, "", abort)),
-		"an exception in front of it":    doc(fresh+probe("GET /mapi/nspi/?a=evil", "expectAborted: true"), "/mapi", "inbound", `<rule name="Stopgap X.1 good" stopProcessing="true"><match url=".*" /><conditions><add input="{QUERY_STRING}" pattern="^MailboxId=" /></conditions><action type="None" /></rule>`+"\n"+`<rule name="Stopgap X.1 a"><match url="^(emsmdb|nspi)" /><action `+abort+` /></rule>`),
+		"an exception in front of it":    doc(fresh+probe("GET /mapi/nspi/?%61=evil", "expectAborted: true"), "/mapi", "inbound", `<rule name="Stopgap X.1 good" stopProcessing="true"><match url=".*" /><conditions><add input="{QUERY_STRING}" pattern="^[a-z]+=" /></conditions><action type="None" /></rule>`+"\n"+`<rule name="Stopgap X.1 a"><match url="^(emsmdb|nspi)" /><action `+abort+` /></rule>`),
 		"a header of the answer":         doc(fresh+probe("GET /owa/", `expectHeader: {X-Frame-Options: "DENY"}`), "/owa", "outbound", `<rule name="Stopgap X.1 o"><match serverVariable="RESPONSE_X_Frame_Options" pattern=".*" /><action type="Rewrite" value="DENY" /></rule>`),
 		"a path where no application is": doc(fresh+probe("GET /telemetry/x", "expectAborted: true"), "/", "inbound", rule(`url="^telemetry/"`, "", abort)),
 		"any of two conditions":          doc(fresh+gone, "/EWS", "inbound", `<rule name="Stopgap X.1 a"><match url=".*" /><conditions logicalGrouping="MatchAny"><add input="{URL}" pattern="/gone\.asmx" /><add input="{UrlDecode:{QUERY_STRING}}" pattern="evil" ignoreCase="true" /></conditions><action `+abort+` /></rule>`),
@@ -134,6 +134,8 @@ func TestLintObjectsToADocumentThatDoesHarmOrNothing(t *testing.T) {
 		"every address in a query":                 {doc(fresh, "/Autodiscover", "inbound", rule(`url="autodiscover\.json"`, `<add input="{UrlDecode:{QUERY_STRING}}" pattern="@" />`, abort)), `<rule`, `stops legitimate requests: Autodiscover v2`},
 		"all but what is on disk":                  {doc(fresh, "/owa", "inbound", rule(`url=".*"`, `<add input="{REQUEST_FILENAME}" matchType="IsFile" negate="true" />`, abort)), `<rule`, `stops legitimate requests`},
 		"whoever is not signed in":                 {doc(fresh, "/owa", "inbound", rule(`url=".*"`, `<add input="{HTTP_COOKIE}" pattern="cadata=" negate="true" />`, abort)), `<rule`, `stops legitimate requests: sign-in`},
+		"who has signed in":                        {doc(fresh, "/ecp", "inbound", rule(`url=".*"`, `<add input="{LOGON_USER}" pattern="admin" />`, abort)), `<rule`, `before anybody is authenticated`},
+		"the answer's Location is emptied":         {doc(fresh, "/owa", "outbound", csp(`<add input="{RESPONSE_STATUS}" pattern="^302" />`, `serverVariable="RESPONSE_Location" pattern=".*"`, "")), `"Stopgap X.1 o"`, `breaks answers to legitimate requests: sign-in to OWA .*loses its header Location`},
 		"its own health probe":                     {doc(fresh+"probes:\n  - health: {request: \"GET /owa/gone.htm\", expectStatus: 200}\n", "/owa", "inbound", rule(`url="^gone"`, "", abort)), `<rule`, `the document's own health probe`},
 		"a variable":                               {doc(fresh, "/", "inbound", `<rule name="Stopgap X.1 a"><match url="^gone" /><serverVariables><set name="HTTP_X" value="1" /></serverVariables><action type="None" /></rule>`), `<rule`, `sets the server variable HTTP_X.*500\.50`},
 		"a rule behind one that ends it":           {doc(fresh, "/EWS", "inbound", `<rule name="Stopgap X.1 first" stopProcessing="true"><match url=".*" /><action type="None" /></rule>`+"\n"+rule(`url="^gone"`, "", abort)), `"Stopgap X.1 a"`, `never reached: rule "Stopgap X.1 first"`},
@@ -175,14 +177,15 @@ func TestLintWarnsOfWhatAReviewerShouldSee(t *testing.T) {
 	for name, c := range map[string]struct {
 		text, want, at string
 	}{
-		"a way past":          {doc(fresh+probe("GET /ews/gone?Exploited", "expectAborted: true"), "/EWS", "inbound", ruleNamed("b", `url="^gone"`, `<add input="{QUERY_STRING}" pattern="Exploited" />`, abort)), `"%65xploited" goes past it; write {UrlDecode:{QUERY_STRING}}`, `<rule`},
-		"no CVE":              {doc(goneProbe, "/EWS", "inbound", gone), `has no CVE`, `id: X`},
-		"no probe":            {doc(fresh, "/EWS", "inbound", gone), `has no effect probe`, `- id: a`},
-		"one attack of two":   {doc("cves: [CVE-2021-34473]\n"+probe("GET /powershell/?x=autodiscover", "expectAborted: true"), "/", "inbound", rule(`url=".*"`, shellWord, abort)), `does not stop a published attack request for CVE-2021-34473: GET /autodiscover/autodiscover\.json\?@evil\.example/mapi/nspi`, `cves:`},
-		"a rule too many":     {doc(fresh+goneProbe, "/EWS", "inbound", gone+"\n"+ruleNamed("b", `url="^other\.asmx"`, "", abort)), `rule "Stopgap X.1 b" refuses none of`, `X.1 b`},
-		"another name":        {doc(fresh+goneProbe, "/EWS", "inbound", strings.Replace(gone, "Stopgap X.1", "Mine", 1)), `should be named`, `<rule`},
-		"an unknown site":     {strings.Replace(doc(fresh+goneProbe, "/EWS", "inbound", gone), "EXCHANGE_FRONT_END", "Partners", 1), `was not judged`, `Partners`},
-		"an answer unchanged": {doc(fresh+goneProbe, "/EWS", "inbound", gone) + "      outbound: |\n" + indent(`<rule name="Stopgap X.1 o"><match serverVariable="RESPONSE_X_Old" pattern="^yes" /><action type="Rewrite" value="no" /></rule>`), `changes the answer to none`, `X.1 o`},
+		"a way past":                 {doc(fresh+probe("GET /ews/gone?Exploited", "expectAborted: true"), "/EWS", "inbound", ruleNamed("b", `url="^gone"`, `<add input="{QUERY_STRING}" pattern="Exploited" />`, abort)), `"%65xploited" goes past it; write {UrlDecode:{QUERY_STRING}}`, `<rule`},
+		"no CVE":                     {doc(goneProbe, "/EWS", "inbound", gone), `has no CVE`, `id: X`},
+		"no probe":                   {doc(fresh, "/EWS", "inbound", gone), `has no effect probe`, `- id: a`},
+		"one attack of two":          {doc("cves: [CVE-2021-34473]\n"+probe("GET /powershell/?x=autodiscover", "expectAborted: true"), "/", "inbound", rule(`url=".*"`, shellWord, abort)), `does not stop a published attack request for CVE-2021-34473: GET /autodiscover/autodiscover\.json\?@evil\.example/mapi/nspi`, `cves:`},
+		"a rule too many":            {doc(fresh+goneProbe, "/EWS", "inbound", gone+"\n"+ruleNamed("b", `url="^other\.asmx"`, "", abort)), `rule "Stopgap X.1 b" refuses none of`, `X.1 b`},
+		"another name":               {doc(fresh+goneProbe, "/EWS", "inbound", strings.Replace(gone, "Stopgap X.1", "Mine", 1)), `should be named`, `<rule`},
+		"addresses from inside only": {doc(fresh+probe("GET /ecp/", "expectAborted: true"), "/ecp", "inbound", rule(`url=".*"`, `<add input="{REMOTE_ADDR}" pattern="^192\.168\." negate="true" />`, abort)), `unless {REMOTE_ADDR} is as the rule wants it`, `<rule`},
+		"an unknown site":            {strings.Replace(doc(fresh+goneProbe, "/EWS", "inbound", gone), "EXCHANGE_FRONT_END", "Partners", 1), `was not judged`, `Partners`},
+		"an answer unchanged":        {doc(fresh+goneProbe, "/EWS", "inbound", gone) + "      outbound: |\n" + indent(`<rule name="Stopgap X.1 o"><match serverVariable="RESPONSE_X_Old" pattern="^yes" /><action type="Rewrite" value="no" /></rule>`), `changes the answer to none`, `X.1 o`},
 	} {
 		all := findings(t, c.text)
 		want := regexp.MustCompile(c.want)

@@ -116,7 +116,13 @@ func (l *linter) harms(review *effect.Review, actions []int) {
 		if h.Every {
 			what = "stops every request at " + h.Path + ", legitimate ones too"
 		}
-		l.rule(true, actions[h.Rule.Action], false, h.Rule.Name, "%s: %s: %s", what, named, h.What)
+		if h.Rule.Outbound {
+			what = "breaks answers to legitimate requests"
+		}
+		if h.Unless != "" {
+			what += ", unless " + h.Unless + " is as the rule wants it"
+		}
+		l.rule(h.Unless == "", actions[h.Rule.Action], h.Rule.Outbound, h.Rule.Name, "%s: %s: %s", what, named, h.What)
 	}
 }
 
