@@ -41,6 +41,7 @@ func Severe(all []Finding) []Finding {
 
 // Bounds on what lint judges and says.
 const (
+	// maxFindings bounds the errors on one document, and the warnings.
 	maxFindings = 60
 	// maxLintRules bounds the rules of a document whose effect is judged. The largest document of the catalogue has two.
 	maxLintRules = 100
@@ -53,12 +54,13 @@ type linter struct {
 	checker
 	d        *Document
 	findings []Finding
+	count    map[bool]int // of findings, by whether they are severe
 }
 
 // Lint judges a document that Parse accepted: whether its rules do what it is for, on a standard Exchange server, and nothing
 // else; and whether it can be bypassed. Findings are ordered by line. It takes at most about effect.MaxReviewTime.
 func Lint(d *Document) []Finding {
-	l := &linter{checker: checker{name: d.Ref(), data: d.Content, root: &yaml.Node{}}, d: d}
+	l := &linter{checker: checker{name: d.Ref(), data: d.Content, root: &yaml.Node{}}, d: d, count: map[bool]int{}}
 	_ = yaml.Unmarshal(d.Content, l.root)
 	l.leaves()
 	l.names()
@@ -74,13 +76,16 @@ func (l *linter) say(severe bool, n *yaml.Node, format string, args ...any) {
 }
 
 func (l *linter) at(severe bool, line, col int, format string, args ...any) {
-	if len(l.findings) < maxFindings {
+	if l.count[severe]++; l.count[severe] <= maxFindings {
 		l.findings = append(l.findings, Finding{Problem{l.name, line, col, fmt.Sprintf(format, args...)}, severe})
 	}
 }
 
 // rule adds a finding at a rule of an action.
 func (l *linter) rule(severe bool, action int, outbound bool, name, format string, args ...any) {
+	if l.count[severe] >= maxFindings {
+		return
+	}
 	n := l.fragmentNode(action, outbound)
 	line, col := n.Line, n.Column
 	if e := l.element(action, outbound, name); e != nil {

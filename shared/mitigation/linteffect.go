@@ -20,18 +20,21 @@ func (l *linter) effect() {
 		return
 	}
 	if n := len(review.Rules()); n > maxLintRules {
-		l.say(false, l.node("actions"), "it has %d rules: the effect of more than %d is not judged", n, maxLintRules)
+		l.say(true, l.node("actions"), "it has %d rules: the effect of more than %d is not judged; make several documents of it", n, maxLintRules)
 		return
 	}
 	attacks := effect.Attacks(l.d.Mitigation)
-	idle := l.idle(review, actions, attacks)
 	l.harms(review, actions)
 	if known {
 		l.attacks(review, attacks)
+	}
+	unsafe := review.CutOff()
+	idle := l.idle(review, actions, attacks)
+	if known {
 		l.useless(review, actions, attacks, idle)
 	}
 	if review.CutOff() {
-		l.say(false, l.node("actions"), "its patterns take so long to match that its effect was not judged to the end (%s)", effect.MaxReviewTime)
+		l.say(unsafe, l.node("actions"), "its patterns take so long to match that its effect was not judged to the end (%s)", effect.MaxReviewTime)
 	}
 }
 
@@ -152,10 +155,11 @@ func (l *linter) attacks(review *effect.Review, attacks []effect.Attack) {
 		switch n := l.node("cves", i); {
 		case len(open) == 0:
 		case len(open) == len(all):
-			l.say(true, n, "the document stops none of the published attack requests for %s, for example %s: %s", cve, request(open[0].Attack), l.why(open[0]))
+			why := l.why(open[0])
 			if hint := review.Hint(open[0].Attack); hint != "" {
-				l.findings[len(l.findings)-1].Msg += ": " + hint
+				why += ": " + hint
 			}
+			l.say(true, n, "the document stops none of the published attack requests for %s, for example %s: %s", cve, request(open[0].Attack), why)
 		default:
 			for _, v := range open {
 				l.say(false, n, "the document does not stop a published attack request for %s: %s: %s", cve, request(v.Attack), l.why(v))
