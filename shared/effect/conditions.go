@@ -33,18 +33,21 @@ var (
 	// oneVariable is an input that is one server variable, perhaps decoded or in small letters.
 	oneVariable = regexp.MustCompile(`^(?i:\{(?:UrlDecode|ToLower):)*\{([A-Za-z0-9_]+)\}+$`)
 	// pathVariables begin with the path; those with true end with it too.
-	pathVariables = map[string]bool{"URL": true, "PATH_INFO": true, "SCRIPT_NAME": true, "REQUEST_URI": false, "HTTP_URL": false, "UNENCODED_URL": false,
+	pathVariables = map[string]bool{"URL": true, "PATH_INFO": true, "SCRIPT_NAME": true, "REQUEST_URI": false, "HTTP_URL": false,
+		"UNENCODED_URL":       false,
 		"HTTP_X_ORIGINAL_URL": false}
 	// signedInVariables are empty while inbound rules run: URL Rewrite comes before authentication.
 	signedInVariables = []string{"AUTH_PASSWORD", "AUTH_TYPE", "AUTH_USER", "LOGON_USER", "REMOTE_USER", "UNMAPPED_REMOTE_USER"}
 	// knownVariables are server variables of IIS besides the headers. Source: "IIS Server Variables" on Microsoft Learn, and the
 	// URL Rewrite configuration reference.
 	knownVariables = strings.Fields("ALL_HTTP ALL_RAW APPL_MD_PATH APPL_PHYSICAL_PATH APP_POOL_ID AUTH_PASSWORD AUTH_TYPE AUTH_USER CACHE_URL " +
-		"CERT_COOKIE CERT_FLAGS CERT_ISSUER CERT_KEYSIZE CERT_SECRETKEYSIZE CERT_SERIALNUMBER CERT_SERVER_ISSUER CERT_SERVER_SUBJECT CERT_SUBJECT CONTENT_LENGTH " +
-		"CONTENT_TYPE DOCUMENT_ROOT GATEWAY_INTERFACE HTTPS HTTPS_KEYSIZE HTTPS_SECRETKEYSIZE HTTPS_SERVER_ISSUER HTTPS_SERVER_SUBJECT INSTANCE_ID " +
-		"INSTANCE_META_PATH INSTANCE_NAME LOCAL_ADDR LOGON_USER ORIGINAL_PATH PATH_INFO PATH_TRANSLATED QUERY_STRING REMOTE_ADDR REMOTE_HOST REMOTE_PORT " +
-		"REMOTE_USER REQUEST_FILENAME REQUEST_METHOD REQUEST_URI SCRIPT_FILENAME SCRIPT_NAME SCRIPT_TRANSLATED SERVER_ADDR SERVER_NAME SERVER_PORT " +
-		"SERVER_PORT_SECURE SERVER_PROTOCOL SERVER_SOFTWARE SSI_EXEC_DISABLED UNENCODED_URL UNMAPPED_REMOTE_USER URL URL_PATH_INFO WARMUP_REQUEST")
+		"CERT_COOKIE CERT_FLAGS CERT_ISSUER CERT_KEYSIZE CERT_SECRETKEYSIZE CERT_SERIALNUMBER CERT_SERVER_ISSUER " +
+		"CERT_SERVER_SUBJECT CERT_SUBJECT CONTENT_LENGTH CONTENT_TYPE DOCUMENT_ROOT GATEWAY_INTERFACE HTTPS " +
+		"HTTPS_KEYSIZE HTTPS_SECRETKEYSIZE HTTPS_SERVER_ISSUER HTTPS_SERVER_SUBJECT INSTANCE_ID INSTANCE_META_PATH " +
+		"INSTANCE_NAME LOCAL_ADDR LOGON_USER ORIGINAL_PATH PATH_INFO PATH_TRANSLATED QUERY_STRING REMOTE_ADDR " +
+		"REMOTE_HOST REMOTE_PORT REMOTE_USER REQUEST_FILENAME REQUEST_METHOD REQUEST_URI SCRIPT_FILENAME SCRIPT_NAME " +
+		"SCRIPT_TRANSLATED SERVER_ADDR SERVER_NAME SERVER_PORT SERVER_PORT_SECURE SERVER_PROTOCOL SERVER_SOFTWARE " +
+		"SSI_EXEC_DISABLED UNENCODED_URL UNMAPPED_REMOTE_USER URL URL_PATH_INFO WARMUP_REQUEST")
 )
 
 func (r *Review) conditionNever(add *xmldoc.Element, patternSyntax string, outbound bool) string {
@@ -73,12 +76,14 @@ func (r *Review) conditionNever(add *xmldoc.Element, patternSyntax string, outbo
 	switch {
 	case !outbound && slices.Contains(signedInVariables, name):
 		if constant("") {
-			return fmt.Sprintf("the condition on %s can't hold: the rules run before anybody is authenticated, and the variable is empty then", input)
+			return fmt.Sprintf("the condition on %s can't hold: the rules run before anybody is authenticated, and the variable is empty then",
+				input)
 		}
 		return ""
 	case response && !outbound:
 		if constant("") {
-			return fmt.Sprintf("the condition on %s can't hold: before the request is answered there is no response, and the variable is empty", input)
+			return fmt.Sprintf("the condition on %s can't hold: before the request is answered there is no response, and the variable is empty",
+				input)
 		}
 		return ""
 	case !response && !strings.HasPrefix(name, "HTTP_") && !slices.Contains(knownVariables, name) && !r.sets(name):
@@ -141,7 +146,8 @@ func formNever(m *matcher, input, name string) string {
 // sets reports whether a rule of the document sets a server variable.
 func (r *Review) sets(name string) bool {
 	return slices.ContainsFunc(r.rules, func(x *PlacedRule) bool {
-		return slices.ContainsFunc(x.Element.Child("serverVariables").All("set"), func(s *xmldoc.Element) bool { return strings.EqualFold(s.Attr("name"), name) })
+		return slices.ContainsFunc(x.Element.Child("serverVariables").All("set"),
+			func(s *xmldoc.Element) bool { return strings.EqualFold(s.Attr("name"), name) })
 	})
 }
 

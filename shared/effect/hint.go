@@ -19,7 +19,8 @@ func (r *Review) Hint(a Attack) string {
 		}
 		m := newMatcher(src, x.Element.Attr("patternSyntax"), match.Attr("ignoreCase"))
 		if r.sees(x, m, a.Path) == "" && r.sees(x, m, a.Path+"?"+a.Query) != "" {
-			return fmt.Sprintf("url=%q of rule %q matches the URL with its query string, and the pattern gets the path only; look for the rest in a condition on {UrlDecode:{REQUEST_URI}}",
+			return fmt.Sprintf("url=%q of rule %q matches the URL with its query string, and the pattern gets the path only; "+
+				"look for the rest in a condition on {UrlDecode:{REQUEST_URI}}",
 				src, x.Name)
 		}
 	}

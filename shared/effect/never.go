@@ -36,7 +36,8 @@ func (r *Review) Never(x *PlacedRule, attacks []Attack) string {
 }
 
 // oddInputs are URLs of every shape, relative to an application.
-var oddInputs = []string{"", "a", "x/y/z-1.html", "owa/auth/logon.aspx", "Q_7.zz", "autodiscover/autodiscover.json", "exchange.asmx", "%", "9", "~!$'()*+,;="}
+var oddInputs = []string{"", "a", "x/y/z-1.html", "owa/auth/logon.aspx", "Q_7.zz", "autodiscover/autodiscover.json", "exchange.asmx", "%",
+	"9", "~!$'()*+,;="}
 
 func (r *Review) urlNever(x *PlacedRule, match *xmldoc.Element, attacks []Attack) string {
 	src, ok := match.Lookup("url")
@@ -71,7 +72,7 @@ func (r *Review) urlNever(x *PlacedRule, match *xmldoc.Element, attacks []Attack
 		for _, app := range apps {
 			base := strings.TrimSuffix(app.Path, "/")
 			for _, path := range []string{base + "/" + t, base + "/x/" + t, base + "/" + t + "/x", base + "/x/" + t + "/x"} {
-				if r.late() || r.plausible(x.site, path) && r.sees(x, m, path) != "" {
+				if r.late() || r.plausible(x, path) && r.sees(x, m, path) != "" {
 					return ""
 				}
 			}
@@ -95,19 +96,19 @@ func (r *Review) sees(x *PlacedRule, m *matcher, path string) string {
 	return ""
 }
 
-// plausible reports whether requests for a path exist: not one that repeats the application's name, or names another
-// application, below it.
-func (r *Review) plausible(site *iisconfig.Site, path string) bool {
+// plausible reports whether a rule may be meant for a path. Below an application, a path that repeats the application's name,
+// or begins with the name of another one, comes from a pattern that was written as if it got the whole path.
+func (r *Review) plausible(x *PlacedRule, path string) bool {
 	if strings.ContainsAny(path, `?\`) || strings.Contains(path, "://") {
 		return false
 	}
-	app := r.m.At(site, path).App
-	if app.Path == "/" {
+	app := r.m.At(x.site, path).App
+	if x.path == "/" || app.Path == "/" {
 		return true
 	}
 	own := strings.ToLower(app.Path[strings.LastIndexByte(app.Path, '/')+1:])
 	rest := strings.Split(strings.ToLower(strings.Trim(path[min(len(app.Path), len(path)):], "/")), "/")
-	return !slices.Contains(rest, own) && !slices.ContainsFunc(site.Apps, func(a *iisconfig.App) bool {
+	return !slices.Contains(rest, own) && !slices.ContainsFunc(x.site.Apps, func(a *iisconfig.App) bool {
 		return a.Path != "/" && strings.EqualFold(a.Path, "/"+rest[0])
 	})
 }
@@ -130,7 +131,8 @@ func (r *Review) misread(x *PlacedRule, src string, texts []string) string {
 	case all(func(t string) bool { return strings.Contains(t, "://") }):
 		return fmt.Sprintf("url=%q looks for scheme and host, and the pattern gets the path only", src)
 	case all(func(t string) bool { return strings.Contains(t, "?") }):
-		return fmt.Sprintf("url=%q looks for a question mark, and the pattern gets the path without the query string; look for what is behind it in a condition on "+
+		return fmt.Sprintf("url=%q looks for a question mark, and the pattern gets the path without the query string; "+
+			"look for what is behind it in a condition on "+
 			"{UrlDecode:{QUERY_STRING}}", src)
 	case own != "" && all(func(t string) bool { return strings.Contains("/"+strings.ToLower(t)+"/", "/"+own+"/") }):
 		cut := own + "/"
@@ -146,5 +148,6 @@ func (r *Review) misread(x *PlacedRule, src string, texts []string) string {
 	case all(func(t string) bool { return strings.HasPrefix(t, "/") }):
 		return fmt.Sprintf("url=%q begins with a slash, and the pattern gets the URL without the slash in front%s", src, lead("/"))
 	}
-	return fmt.Sprintf("url=%q matches %q, and no request below %s has such a URL; the pattern gets the URL relative to %s, without a slash in front", src, texts[0], x.path, x.path)
+	return fmt.Sprintf("url=%q matches %q, and at %s the pattern gets the URL relative to %s, without a slash in front; "+
+		"if the attack has this form there, add an effect probe that shows it", src, texts[0], x.path, x.path)
 }

@@ -242,7 +242,8 @@ func (r *Review) disturbs(p *iisconfig.Place, s Sample) (*PlacedRule, string) {
 	for _, rd := range readings[:2] {
 		req := s.request(rd)
 		req.RemoteAddr = sampleAddr
-		req.Vars = map[string]string{"SERVER_PROTOCOL": "HTTP/1.1", "LOCAL_ADDR": "10.20.30.1", "REMOTE_PORT": "49811", "SERVER_SOFTWARE": "Microsoft-IIS/10.0"}
+		req.Vars = map[string]string{"SERVER_PROTOCOL": "HTTP/1.1", "LOCAL_ADDR": "10.20.30.1", "REMOTE_PORT": "49811",
+			"SERVER_SOFTWARE": "Microsoft-IIS/10.0"}
 		req.IsFile = func(name string) bool { return slices.Contains(staticFiles, path.Ext(name)) }
 		req.IsDir = func(name string) bool { return strings.EqualFold(strings.TrimSuffix(name, "/"), p.App.Path) }
 		res, err := rs.Inbound(req, p.App.Path)

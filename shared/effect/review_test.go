@@ -68,7 +68,8 @@ func TestExamplesAreTextsThatThePatternMatches(t *testing.T) {
 		syntax, pattern string
 		complete        bool
 	}{
-		{"", `^owa/(auth|prem)?/x+\.js$`, true}, {"", `(?=.*a)(?=.*b)`, true}, {"", `^(?!x)y`, false}, {"", `[^/]{3,}\d`, true}, {"", `(ab|bc|cd)(ab|bc|cd)(ab|bc|cd)(dd|ee|f)`, false},
+		{"", `^owa/(auth|prem)?/x+\.js$`, true}, {"", `(?=.*a)(?=.*b)`, true}, {"", `^(?!x)y`, false}, {"", `[^/]{3,}\d`, true}, {"",
+			`(ab|bc|cd)(ab|bc|cd)(ab|bc|cd)(dd|ee|f)`, false},
 		{"", ``, true}, {"", `a{0}b`, true}, {"", `\bx\b`, true}, {"Wildcard", "owa/*.js", true}, {"ExactMatch", "a?b", true}, {"", `$a`, false},
 	} {
 		m := newMatcher(c.pattern, c.syntax, "")
@@ -112,8 +113,29 @@ func TestNoRequestMatchesARuleThatNeverMatches(t *testing.T) {
 		for i := range rapid.IntRange(0, 3).Draw(t, "segments") {
 			path += "/" + word.Draw(t, fmt.Sprint("segment", i))
 		}
-		if r.plausible(r.sites[0], path) && r.sees(r.Rules()[0], newMatcher(pattern, "", ""), path) != "" {
+		if r.plausible(r.Rules()[0], path) && r.sees(r.Rules()[0], newMatcher(pattern, "", ""), path) != "" {
 			t.Errorf("at %s, url=%q matches %s; Never says: %s", place, pattern, path, why)
 		}
 	})
+}
+
+func TestAPatternForAnEmbeddedNameIsNotCalledImpossible(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		place, pattern string
+		never          bool
+	}{
+		{"/", `^ews/.*powershell`, false}, {"/", `^autodiscover/autodiscover\.json/.*mapi/nspi`, false}, {"/Autodiscover", `autodiscover\.json.*owa/auth`, false},
+		{"/Autodiscover", `^autodiscover/autodiscover\.json`, true}, {"/owa", `^ecp/`, true}, {"/owa", `^calendar/`, false},
+		{"/mapi", `nspi`, false}, {"/EWS", ``, false}, {"/EWS", `^$`, false}, {"/EWS", `[/]`, false},
+	} {
+		r, err := NewReview([]Placement{{Site: StandardFrontEnd, Path: c.place,
+			Inbound: fmt.Sprintf(`<rule name="a"><match url="%s" /><action type="AbortRequest" /></rule>`, c.pattern)}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if why := r.Never(r.Rules()[0], nil); (why != "") != c.never {
+			t.Errorf("url=%q at %s: %q", c.pattern, c.place, why)
+		}
+	}
 }

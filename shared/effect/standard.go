@@ -122,11 +122,14 @@ func standardHost() string {
 				seen[a.pool] = true
 				fmt.Fprintf(&pools, "<add name=\"%s\"/>\n", a.pool)
 			}
-			fmt.Fprintf(&sites, "<application path=\"%s\" applicationPool=\"%s\"><virtualDirectory path=\"/\" physicalPath=\"%s\"/></application>\n", a.path, a.pool, a.dir)
+			fmt.Fprintf(&sites,
+				"<application path=\"%s\" applicationPool=\"%s\"><virtualDirectory path=\"/\" physicalPath=\"%s\"/></application>\n",
+				a.path, a.pool, a.dir)
 		}
 		sites.WriteString("</site>\n")
 	}
-	fmt.Fprintf(&b, "<applicationPools>\n%s</applicationPools>\n<sites>\n%s</sites>\n</system.applicationHost>\n</configuration>\n", &pools, &sites)
+	fmt.Fprintf(&b, "<applicationPools>\n%s</applicationPools>\n<sites>\n%s</sites>\n</system.applicationHost>\n</configuration>\n", &pools,
+		&sites)
 	return b.String()
 }
 
@@ -186,8 +189,10 @@ func (f standardFiles) ConfigFile(dir, name string) ([]byte, string, error) {
 	if file.shared {
 		open, end = "<location inheritInChildApplications=\"false\">\n", "</location>\n"
 	}
-	return []byte("<configuration>\n" + open + "<system.webServer><rewrite>\n<rules>\n" + file.rules.String() + "</rules>\n<outboundRules>\n<preConditions>\n" +
-		file.pre.String() + "</preConditions>\n" + file.outRun.String() + "</outboundRules>\n</rewrite></system.webServer>\n" + end + "</configuration>\n"), file.name, nil
+	return []byte("<configuration>\n" + open + "<system.webServer><rewrite>\n<rules>\n" + file.rules.String() +
+		"</rules>\n<outboundRules>\n<preConditions>\n" +
+		file.pre.String() + "</preConditions>\n" + file.outRun.String() +
+		"</outboundRules>\n</rewrite></system.webServer>\n" + end + "</configuration>\n"), file.name, nil
 }
 
 // Canonical implements iisconfig.Files.

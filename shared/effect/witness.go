@@ -30,7 +30,8 @@ func newMatcher(pattern, patternSyntax, ignoreCase string) *matcher {
 	if strings.EqualFold(ignoreCase, "false") {
 		fold = ` ignoreCase="false"`
 	}
-	r, err := ParseRules(fmt.Sprintf(`<rule name="m" patternSyntax="%s"><match url="-" negate="true"/><conditions><add input="{HTTP_INPUT}" pattern="%s"%s/></conditions>`+
+	r, err := ParseRules(fmt.Sprintf(`<rule name="m" patternSyntax="%s"><match url="-" negate="true"/>`+
+		`<conditions><add input="{HTTP_INPUT}" pattern="%s"%s/></conditions>`+
 		`<action type="AbortRequest"/></rule>`, patternSyntax, p.String(), fold), "")
 	if err != nil {
 		return nil

@@ -142,7 +142,8 @@ func (l *linter) leaves() {
 	}
 	never := RemoveWhen(l.d.Mitigation) == stopgapv1.RemoveWhen_REMOVE_WHEN_NEVER
 	if len(l.d.GetCves()) == 0 && !never {
-		l.say(false, l.node("removeWhen"), "it has no CVE, so that it is never removed by itself; name the CVE, or write removeWhen: REMOVE_WHEN_NEVER if that is meant")
+		l.say(false, l.node("removeWhen"),
+			"it has no CVE, so that it is never removed by itself; name the CVE, or write removeWhen: REMOVE_WHEN_NEVER if that is meant")
 	}
 	published := false
 	for _, c := range l.d.GetCves() {
@@ -153,7 +154,8 @@ func (l *linter) leaves() {
 	}
 	for i, a := range l.d.GetActions() {
 		if a.GetUrlRewrite() != nil || a.GetAppPool() != nil {
-			l.say(false, l.node("actions", i), "it has no effect probe: no request shows that the server does what is wanted; add one with the attack's form to probes")
+			l.say(false, l.node("actions", i),
+				"it has no effect probe: no request shows that the server does what is wanted; add one with the attack's form to probes")
 			return
 		}
 	}

@@ -34,7 +34,8 @@ func (l *linter) effect() {
 		l.useless(review, actions, attacks, idle)
 	}
 	if review.CutOff() {
-		l.say(unsafe, l.node("actions"), "its patterns take so long to match that its effect was not judged to the end (%s)", effect.MaxReviewTime)
+		l.say(unsafe, l.node("actions"), "its patterns take so long to match that its effect was not judged to the end (%s)",
+			effect.MaxReviewTime)
 	}
 }
 
@@ -47,7 +48,8 @@ func (l *linter) placements() (placed []effect.Placement, actions []int, known b
 		if rw == nil {
 			continue
 		}
-		p := effect.Placement{Site: rw.GetLocation().GetSite(), Path: rw.GetLocation().GetPath(), Inbound: rw.GetInbound(), Outbound: rw.GetOutbound()}
+		p := effect.Placement{Site: rw.GetLocation().GetSite(), Path: rw.GetLocation().GetPath(), Inbound: rw.GetInbound(),
+			Outbound: rw.GetOutbound()}
 		if p.Site == frontEnd {
 			p.Site = effect.StandardFrontEnd
 		}
@@ -58,7 +60,8 @@ func (l *linter) placements() (placed []effect.Placement, actions []int, known b
 			if !severe {
 				what = "what the rules do there was not judged"
 			}
-			l.say(severe, l.node("actions", i, "urlRewrite", "location"), "a standard Exchange server has no application %s on site %q: %s", p.Path, p.Site, what)
+			l.say(severe, l.node("actions", i, "urlRewrite", "location"), "a standard Exchange server has no application %s on site %q: %s",
+				p.Path, p.Site, what)
 			continue
 		}
 		placed, actions = append(placed, p), append(actions, i)
@@ -89,8 +92,9 @@ func (l *linter) idle(review *effect.Review, actions []int, attacks []effect.Att
 			l.rule(true, action, x.Outbound, x.Name, "is never reached: rule %q in front of it ends the evaluation of every request", by)
 		}
 		for _, v := range review.Unallowed(x) {
-			l.rule(true, action, x.Outbound, x.Name, "sets the server variable %s, which a standard server does not allow to be set: IIS answers 500.50 to every request that "+
-				"the rule matches, so that agents refuse the document (allowedServerVariables in applicationHost.config)", v)
+			l.rule(true, action, x.Outbound, x.Name,
+				"sets the server variable %s, which a standard server does not allow to be set: IIS answers 500.50 to every request that "+
+					"the rule matches, so that agents refuse the document (allowedServerVariables in applicationHost.config)", v)
 		}
 	}
 	return idle
@@ -184,7 +188,8 @@ func (l *linter) why(v effect.Refusal) string {
 		}
 		return "the request goes to another application than the rules, which are at " + strings.Join(at, ", ")
 	case v.OneReading:
-		return v.Why + ` if IIS gives the pattern the URL relative to the application (Microsoft's reference leaves that open for inherited rules); write url=".*" and a condition on ` +
+		return v.Why + ` if IIS gives the pattern the URL relative to the application (Microsoft's reference leaves that open ` +
+			`for inherited rules); write url=".*" and a condition on ` +
 			"{UrlDecode:{REQUEST_URI}}"
 	}
 	return v.Why
@@ -199,7 +204,8 @@ func (l *linter) useless(review *effect.Review, actions []int, attacks []effect.
 		case idle[x]:
 		case x.Outbound:
 			if !x.Ran() {
-				l.rule(false, actions[x.Action], true, x.Name, "changes the answer to none of the sample requests; give it an effect probe with expectHeader")
+				l.rule(false, actions[x.Action], true, x.Name,
+					"changes the answer to none of the sample requests; give it an effect probe with expectHeader")
 			}
 		case kind != "AbortRequest" && kind != "CustomResponse" && kind != "Redirect":
 		case len(attacks) == 0:
@@ -217,7 +223,9 @@ func (l *linter) useless(review *effect.Review, actions []int, attacks []effect.
 	}
 	for _, x := range without {
 		if len(stopping) > 0 {
-			l.rule(false, actions[x.Action], false, x.Name, "refuses none of the document's attack requests and probes, other rules do; remove it, or add an effect probe that shows what it is for")
+			l.rule(false, actions[x.Action], false, x.Name,
+				"refuses none of the document's attack requests and probes, other rules do; "+
+					"remove it, or add an effect probe that shows what it is for")
 		}
 	}
 	if len(attacks) == 0 && len(l.d.GetActions()) > 0 {
@@ -229,7 +237,8 @@ func (l *linter) useless(review *effect.Review, actions []int, attacks []effect.
 func (l *linter) inert(review *effect.Review, actions []int, idle map[*effect.PlacedRule]bool) {
 	for _, x := range review.Rules() {
 		kind := x.Element.Child("action").Attr("type")
-		if x.Outbound && kind == "Rewrite" || kind == "AbortRequest" || kind == "CustomResponse" || kind == "Redirect" || kind == "Rewrite" || idle[x] {
+		if x.Outbound && kind == "Rewrite" || kind == "AbortRequest" || kind == "CustomResponse" || kind == "Redirect" || kind == "Rewrite" ||
+			idle[x] {
 			return
 		}
 	}
