@@ -124,7 +124,7 @@ func formNever(m *matcher, input, name string) string {
 			why += " and has no query string"
 		}
 		possible = func(t string) bool {
-			return strings.HasPrefix(t, "/") && !(pathOnly && strings.Contains(t, "?"))
+			return strings.HasPrefix(t, "/") && (!pathOnly || !strings.Contains(t, "?"))
 		}
 	case name == "QUERY_STRING":
 		why = "its value has no question mark in front"

@@ -120,7 +120,9 @@ func (r *Review) misread(x *PlacedRule, src string, texts []string) string {
 	}
 	lead := func(cut string) string {
 		for _, anchor := range []string{"^", ""} {
-			if n := len(anchor + cut); len(src) > n && strings.EqualFold(src[:n], anchor+cut) {
+			if n := len(anchor + cut); len(src) == n && strings.EqualFold(src, anchor+cut) {
+				return `; write url=".*"`
+			} else if len(src) > n && strings.EqualFold(src[:n], anchor+cut) {
 				return fmt.Sprintf("; write url=%q", anchor+src[n:])
 			}
 		}
@@ -141,7 +143,7 @@ func (r *Review) misread(x *PlacedRule, src string, texts []string) string {
 		}
 		hint := lead(cut)
 		if hint == "" {
-			hint = "; leave that part out, or put the rule at /"
+			hint = "; leave that part out"
 		}
 		return fmt.Sprintf("url=%q looks for %q, and at %s the pattern gets the URL relative to %s, without it (of %s/x it gets \"x\")%s",
 			src, own, x.path, x.path, x.path, hint)
