@@ -178,7 +178,7 @@ func (x *explainedOutcomes) print(p *printer) {
 	p.line(0, "")
 	p.line(0, "Request %s, served by %s", x.Request, x.Application)
 	if len(x.Outcomes) > 1 {
-		p.line(2, "Microsoft's documents leave open which of these %d is right; Stopgap counts the weakest.", len(x.Outcomes))
+		p.line(2, "There are %d possible results. Stopgap counts the weakest.", len(x.Outcomes))
 	}
 	for _, o := range x.Outcomes {
 		indent := 2

@@ -150,12 +150,16 @@ func ignoresNote(pool string) string {
 	return fmt.Sprintf("application pool %s ignores web.config files (enableConfigurationOverride=\"false\")", pool)
 }
 
-// absences names the directories of a place that a copy lacks.
+// absences names what is missing in a copy of an application's own files.
 func (c *explainedConfig) absences(p *iisconfig.Place) []string {
 	var out []string
 	for _, l := range p.Levels() {
-		if s := c.state(l); l.Dir != "" && s == stateNoDir && (l.App || l.Path == "/") {
+		switch s := c.state(l); {
+		case !l.App || l.Path != p.Path:
+		case s == stateNoDir:
 			out = append(out, fmt.Sprintf("directory %s is not in %s: its web.config is taken to be absent", l.Dir, c.files.root))
+		case s == stateNotGiven:
+			out = append(out, "its web.config is not given: taken to be absent")
 		}
 	}
 	return out

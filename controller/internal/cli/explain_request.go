@@ -74,8 +74,9 @@ type explainedStep struct {
 	State string `json:"state"`
 }
 
-// explainReading is one way to read what Microsoft's documents leave open.
-type explainReading struct{ ownBase, assume bool }
+// explainReading is one way to read what Microsoft's documents leave open, for a client that sends the request as it is or for one
+// that changes it to get past the rules.
+type explainReading struct{ ownBase, adverse bool }
 
 func (r explainReading) base() string {
 	if r.ownBase {
@@ -84,36 +85,37 @@ func (r explainReading) base() string {
 	return "the pattern of an inherited rule sees the URL relative to the application"
 }
 
-func (r explainReading) unknown() string {
-	if r.assume {
-		return "what this version can't judge (see the notes) holds"
+func (r explainReading) client() string {
+	if r.adverse {
+		return "the client adds what gets it past a rule (a header that the request does not have, another method, host or port), " +
+			"or what this version can't judge turns out in its favour"
 	}
-	return "what this version can't judge (see the notes) does not hold"
+	return "the client sends the request as it is"
 }
 
 // outcomes evaluates a request under every reading.
 func (c *explainedConfig) outcomes(site *iisconfig.Site, req *explainedRequest) *explainedOutcomes {
 	p := c.model.At(site, req.path)
 	out := &explainedOutcomes{Request: req.text, Application: p.App.String()}
-	var all [2][2]explainedOutcome // by ownBase, assume
+	var all [2][2]explainedOutcome // by ownBase, adverse
 	for i, ownBase := range []bool{false, true} {
-		for j, assume := range []bool{false, true} {
-			all[i][j] = c.outcome(p, req, explainReading{ownBase, assume})
+		for j, adverse := range []bool{false, true} {
+			all[i][j] = c.outcome(p, req, explainReading{ownBase, adverse})
 		}
 	}
 	sameBase := reflect.DeepEqual(all[0], all[1])
-	sameUnknown := reflect.DeepEqual(all[0][0], all[0][1]) && reflect.DeepEqual(all[1][0], all[1][1])
+	sameClient := reflect.DeepEqual(all[0][0], all[0][1]) && reflect.DeepEqual(all[1][0], all[1][1])
 	for i, row := range all {
 		for j, o := range row {
-			if sameBase && i == 1 || sameUnknown && j == 1 {
+			if sameBase && i == 1 || sameClient && j == 1 {
 				continue
 			}
 			rd := explainReading{i == 1, j == 1}
 			if !sameBase {
 				o.Readings = append(o.Readings, rd.base())
 			}
-			if !sameUnknown {
-				o.Readings = append(o.Readings, rd.unknown())
+			if !sameClient {
+				o.Readings = append(o.Readings, rd.client())
 			}
 			out.Outcomes = append(out.Outcomes, o)
 		}
@@ -130,7 +132,7 @@ func (c *explainedConfig) outcome(p *iisconfig.Place, req *explainedRequest, rd 
 		return explainedOutcome{Client: "no rule runs (" + why + "): the application gets the request as it is"}
 	}
 	r := &urlrewrite.Request{Method: req.method, Scheme: "https", Host: req.host, Path: req.path, RawPath: req.raw, RawQuery: req.rawQuery,
-		Header: req.header.Clone(), RemoteAddr: "192.0.2.1", OwnBase: rd.ownBase, AssumeHolds: rd.assume}
+		Header: req.header.Clone(), RemoteAddr: "192.0.2.1", OwnBase: rd.ownBase, Adverse: rd.adverse}
 	served := p // a global rule may send the request to another place
 	res, err := rs.InboundAt(r, func(path string) (urlrewrite.Place, error) {
 		served = c.model.At(p.Site, path)
