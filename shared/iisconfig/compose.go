@@ -242,7 +242,7 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 		}
 		for i, e := range found {
 			c := contribution{src: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
-			if in[i].location && !in[i].inherits && l.path != p.App.Path && IsBelow(p.App.Path, l.path) {
+			if in[i].location && !in[i].inherits && !strings.EqualFold(l.path, p.App.Path) && IsBelow(p.App.Path, l.path) {
 				skipped = append(skipped, c)
 				continue
 			}

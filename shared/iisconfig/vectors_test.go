@@ -50,6 +50,8 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 		// inheritInChildApplications. Source: SectionInformation.InheritInChildApplications; System.Configuration of .NET.
 		{"not inherited by an application two levels below", world{files: files{"W": "@.[inheritInChildApplications=false] rules +A"}},
 			map[string]string{"/owa/Calendar": "", "/owa/auth": "", "/pub": "A"}},
+		{"the letter case of the request's path makes no difference to what an application keeps of its own", world{files: files{
+			"O": "@.[inheritInChildApplications=false] rules +B"}}, map[string]string{"/OWA": "B", "/OWA/auth": "B"}},
 		{"in applicationHost.config it counts the same", world{files: files{
 			"apphost": "@S[inheritInChildApplications=false] rules +H\n@S/owa[inheritInChildApplications=false] rules +HO"}},
 			map[string]string{"/": "H", "/pub": "H", "/owa": "HO", "/owa/auth": "HO", "/owa/Calendar": "", "/ecp": ""}},
