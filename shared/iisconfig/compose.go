@@ -116,6 +116,7 @@ type contribution struct {
 	depth int // of the file: 0 is applicationHost.config
 	level level
 	base  string // URL path that a pattern's input is relative to
+	void  string // why the element has no effect; "" when it has
 }
 
 // Source is where something stands.
@@ -183,13 +184,14 @@ type kind struct {
 	caseSensitive bool
 	attrs         []string // of the section element
 	parts         []string // child elements that are collections of their own
+	server        bool     // it has an effect at server level only
 }
 
 var rewrite = []string{"system.webServer", "rewrite"}
 
 // kinds of sections, by short name. Source: the URL Rewrite module's configuration schema and IIS_schema.xml.
 var kinds = map[string]kind{
-	"globalRules":            {path: append(rewrite[:2:2], "globalRules"), element: "rule", key: "name"},
+	"globalRules":            {path: append(rewrite[:2:2], "globalRules"), element: "rule", key: "name", server: true},
 	"rules":                  {path: append(rewrite[:2:2], "rules"), element: "rule", key: "name"},
 	"outboundRules":          {path: append(rewrite[:2:2], "outboundRules"), element: "rule", key: "name", attrs: []string{"rewriteBeforeCache"}, parts: []string{"preConditions", "customTags"}},
 	"rewriteMaps":            {path: append(rewrite[:2:2], "rewriteMaps"), element: "rewriteMap", key: "name"},
@@ -245,6 +247,9 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			if in[i].location && !in[i].inherits && !strings.EqualFold(l.path, p.App.Path) && IsBelow(p.App.Path, l.path) {
 				skipped = append(skipped, c)
 				continue
+			}
+			if k.server && depth == 0 && l.path != "" {
+				c.void = fmt.Sprintf("<%s> has no effect in a <location> for a site", k.name)
 			}
 			out = append(out, c)
 		}
@@ -353,6 +358,10 @@ func (p *Place) Section(name string) *Section {
 	all, skipped, bad := p.contributions(k)
 	locks := newLocks(p.m.srv, k)
 	for _, x := range all {
+		if x.void != "" {
+			c.out.Notes = append(c.out.Notes, fmt.Sprintf("%s:%d: %s", x.name, invalidAt(x.name, x.doc, x.el, 0, "").Line, x.void))
+			continue
+		}
 		if c.out.Err = p.compose(k, x, locks, c, subs); c.out.Err != nil {
 			break
 		}

@@ -124,6 +124,8 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 			map[string]string{"/owa providers": duplicate, "/ecp providers": "D", "/ allowedServerVariables": duplicate}},
 
 		// The rewrite sections. Source: "URL Rewrite Module Configuration Reference".
+		{"global rules in a location for a site have no effect", world{files: files{"apphost": "globalRules +G\n@S globalRules +H\n@S/owa globalRules +G"}},
+			map[string]string{"/ globalRules": "G", "/owa globalRules": "G"}},
 		{"global rules in the path-less location of applicationHost.config count", world{files: files{"apphost": "@~ globalRules +G"}},
 			map[string]string{"/ globalRules": "G"}},
 		{"variables may be set below where they are unlocked", world{files: files{"apphost": "@S/owa[overrideMode=Allow] allowedServerVariables +A", "O": "allowedServerVariables +B", "E": "allowedServerVariables +C"}},
