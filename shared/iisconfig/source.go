@@ -215,8 +215,13 @@ func (m *Model) load(dir, file string) *source {
 	}
 	s := newSource(name, doc)
 	s.dir = dir
-	if s.err == nil && file == WebConfig {
-		s.err = m.unknownSections(s)
+	if file != WebConfig {
+		return s
+	}
+	for _, refuses := range []func(*source) *Invalid{(*source).misplacedDeclarations, m.redeclares, m.unknownSections} {
+		if s.err == nil {
+			s.err = refuses(s)
+		}
 	}
 	return s
 }
