@@ -393,6 +393,9 @@ func (p *Place) compose(k kind, x contribution, locks *locks, c *collector, subs
 	if bad := locks.enter(p, k, &x); bad != nil {
 		return bad
 	}
+	if _, ok := x.outer.Lookup("configProtectionProvider"); ok { // source: blogs.iis.net/wonyoo
+		return x.src.errorf(x.outer, HResultUnknown, "section %s is encrypted as a whole (configProtectionProvider): IIS does not read it", k.name)
+	}
 	if file, ok := x.outer.Lookup("configSource"); ok {
 		if bad := p.follow(k, &x, file); bad != nil {
 			return bad

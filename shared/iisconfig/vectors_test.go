@@ -159,6 +159,8 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 			map[string]string{"/": "!"}},
 		{"configSections is the first child", world{files: files{"W": `<configuration><system.webServer/><configSections/></configuration>`}}, map[string]string{"/": malformed}},
 		{"configSections stands once", world{files: files{"W": `<configuration><configSections/><configSections/></configuration>`}}, map[string]string{"/": "!"}},
+		{"a section that is encrypted as a whole is refused", world{files: files{"W": `<configuration><system.webServer><rewrite><rules configProtectionProvider="RsaProtectedConfigurationProvider"><EncryptedData/></rules></rewrite></system.webServer></configuration>`}},
+			map[string]string{"/": "!", "/ outboundRules": ""}},
 		{"a section that is not registered, although others are", world{declare: map[string]string{"providers": "-"}, files: files{"W": "providers +D", "O": "rules +B"}},
 			map[string]string{"/": malformed, "/owa": malformed}},
 		{"the pool ignores web.config: only applicationHost.config counts", world{pool: ` enableConfigurationOverride="false"`, files: files{
