@@ -520,6 +520,9 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 	case "clear":
 		return drop(true, func(Item) bool { return true })
 	case "remove":
+		if it.Name == "" {
+			return refuse(HResultInvalidData, "<remove> without %s", c.k.key)
+		}
 		return drop(false, func(o Item) bool { return c.equal(o.Name, it.Name) })
 	case c.k.element:
 		if it.Name == "" {
@@ -530,8 +533,14 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 				return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, o.Source)
 			}
 		}
+		if at, hresult, why := c.k.violates(e); why != "" {
+			return invalidAt(x.name, x.doc, at, hresult, "%s %q: %s", c.k.element, it.Name, why)
+		}
 		c.out.Items = append(c.out.Items, it)
 	default:
+		if len(c.k.path) == 0 || c.k.path[1] == "rewrite" {
+			return refuse(HResultInvalidData, "<%s> is no element of <%s>", e.Name, c.k.name)
+		}
 		c.out.Notes = append(c.out.Notes, fmt.Sprintf("%s: <%s> in <%s> is not known to this version", it.Source, e.Name, c.k.name))
 	}
 	return nil

@@ -16,7 +16,9 @@ func (s *source) misplacedDeclarations() *Invalid {
 // redeclares refuses a web.config that declares a section that applicationHost.config declares already, or that removes
 // declarations: it may only add some. Source: "Introduction to ApplicationHost.config"; IIS shows 0x800700b7 for a section that is
 // declared twice.
-func (m *Model) redeclares(s *source) *Invalid { return m.redeclared(s, s.doc.Root.Child("configSections"), "") }
+func (m *Model) redeclares(s *source) *Invalid {
+	return m.redeclared(s, s.doc.Root.Child("configSections"), "")
+}
 
 func (m *Model) redeclared(s *source, group *xmldoc.Element, path string) *Invalid {
 	if group == nil {

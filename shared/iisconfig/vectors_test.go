@@ -110,6 +110,8 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 		// Collections. Source: IIS_schema.xml, rewrite_schema.xml; support article 942055.
 		{"clear behind an add drops that add too", world{files: files{"W": "rules +A clear"}}, map[string]string{"/": ""}},
 		{"remove and add again moves to the end and is no duplicate", world{files: files{"W": "rules +A +B -A +A"}}, map[string]string{"/": "B A"}},
+		{"remove without a name is refused", world{files: files{"W": `<configuration><system.webServer><rewrite><rules><remove/></rules></rewrite></system.webServer></configuration>`}},
+			map[string]string{"/": malformed}},
 		{"a rule without a name is refused", world{files: files{"W": `<configuration><system.webServer><rewrite><rules><rule/></rules></rewrite></system.webServer></configuration>`}},
 			map[string]string{"/": malformed}},
 		{"a disabled rule holds its name", world{files: files{"W": "rules +A{enabled=false}", "O": "rules +A", "E": "rules -A +A"}},
@@ -161,6 +163,8 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 		{"configSections stands once", world{files: files{"W": `<configuration><configSections/><configSections/></configuration>`}}, map[string]string{"/": "!"}},
 		{"a section that is encrypted as a whole is refused", world{files: files{"W": `<configuration><system.webServer><rewrite><rules configProtectionProvider="RsaProtectedConfigurationProvider"><EncryptedData/></rules></rewrite></system.webServer></configuration>`}},
 			map[string]string{"/": "!", "/ outboundRules": ""}},
+		{"an unknown element in a collection", world{files: files{"W": `<configuration><system.webServer><rewrite><rules><rulle name="A"/></rules></rewrite></system.webServer></configuration>`}},
+			map[string]string{"/": malformed}},
 		{"a section that is not registered, although others are", world{declare: map[string]string{"providers": "-"}, files: files{"W": "providers +D", "O": "rules +B"}},
 			map[string]string{"/": malformed, "/owa": malformed}},
 		{"the pool ignores web.config: only applicationHost.config counts", world{pool: ` enableConfigurationOverride="false"`, files: files{
@@ -193,4 +197,41 @@ func bytesOf(n int) []byte {
 func sized(n int) string {
 	const empty = "<configuration></configuration>"
 	return "<configuration>" + blanks(n-len(empty)) + "</configuration>"
+}
+
+// TestNestedKeysAreUnique: conditions of global rules, outbound rules and preconditions, server variables, map entries, tags and
+// settings have keys; conditions of distributed rules have none. Source: rewrite_schema.xml.
+func TestNestedKeysAreUnique(t *testing.T) {
+	two := func(s string) string { return s + s }
+	condition := `<add input="{A}" pattern="x"/>`
+	same := `<add input="{a}" matchType="Pattern" pattern="X" ignoreCase="true" negate="false"/>` // the defaults written out, another case
+	for _, x := range []struct{ name, section, inner, want string }{
+		{"equal conditions of a distributed rule may repeat", "rules", `<rule name="A"><conditions>` + two(condition) + `</conditions></rule>`, "A"},
+		{"equal conditions of an outbound rule", "outboundRules", `<rule name="A"><conditions>` + condition + same + `</conditions></rule>`, duplicate},
+		{"conditions that differ in one key attribute", "outboundRules", `<rule name="A"><conditions>` + condition + `<add input="{A}" pattern="x" negate="true"/></conditions></rule>`, "A"},
+		{"equal checks of a precondition", "outboundRules", `<preConditions><preCondition name="P">` + two(condition) + `</preCondition></preConditions>`, duplicate},
+		{"a server variable set twice", "rules", `<rule name="A"><serverVariables><set name="HTTP_X" value="1"/><set name="http_x" value="2"/></serverVariables></rule>`, duplicate},
+		{"a map's key twice", "rewriteMaps", `<rewriteMap name="A">` + two(`<add key="k" value="v"/>`) + `</rewriteMap>`, duplicate},
+		{"keys of a map are compared with case", "rewriteMaps", `<rewriteMap name="A"><add key="k" value="v"/><add key="K" value="v"/></rewriteMap>`, "A"},
+		{"a map's key after clear and after remove", "rewriteMaps", `<rewriteMap name="A"><add key="k"/><clear/><add key="k"/><remove key="k"/><add key="k"/></rewriteMap>`, "A"},
+		{"an entry without key", "rewriteMaps", `<rewriteMap name="A"><add value="v"/></rewriteMap>`, malformed},
+		{"a provider's setting twice", "providers", `<provider name="A" type="T"><settings>` + two(`<add key="k" value="v"/>`) + `</settings></provider>`, duplicate},
+		{"a tag twice", "outboundRules", `<customTags><tags name="T">` + two(`<tag name="a" attribute="b"/>`) + `</tags></customTags>`, duplicate},
+		{"a tag with another attribute", "outboundRules", `<customTags><tags name="T"><tag name="a" attribute="b"/><tag name="a" attribute="c"/></tags></customTags>`, ""},
+		{"a truth value that is none", "rules", `<rule name="A" enabled="maybe"/>`, malformed},
+		{"an enumeration's value that does not exist", "rules", `<rule name="A"><action type="Explode"/></rule>`, malformed},
+		{"a newer attribute is stepped over", "rules", `<rule name="A" responseCacheDirective="Never" someday="x"/>`, "A"},
+		{"an empty map may be there", "rewriteMaps", `<rewriteMap name="A"/>`, "A"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			w := world{files: files{"W": "<configuration><system.webServer><rewrite><" + x.section + ">" + x.inner + "</" + x.section + "></rewrite></system.webServer></configuration>"}}
+			w.ask(t, map[string]string{"/owa " + x.section: x.want})
+		})
+	}
+	w := world{files: files{"apphost": `@S outboundRules`}}
+	w.files["apphost"] = world{}.appHost()
+	w.files["apphost"] = w.files["apphost"][:len(w.files["apphost"])-len("</configuration>")] +
+		`<system.webServer><rewrite><globalRules><rule name="G"><conditions>` + two(condition) + `</conditions></rule></globalRules></rewrite></system.webServer></configuration>`
+	w.ask(t, map[string]string{"/ globalRules": duplicate})
 }
