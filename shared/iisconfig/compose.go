@@ -8,9 +8,6 @@ import (
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
-// maxPlaces bounds how many composed paths a model keeps; a path more than that is composed again when it is asked for again.
-const maxPlaces = 2000
-
 // Model composes the configuration of the paths of one server. It reads each file once and never walks a directory. It is
 // not safe for concurrent use.
 type Model struct {
@@ -19,6 +16,8 @@ type Model struct {
 	sources map[string]*source
 	places  map[string]*Place
 	dirs    map[string]string
+	// held and kept are how many bytes of files, and how many elements of composed sections, the model remembers.
+	held, kept int
 }
 
 // NewModel makes a model of a server whose web.config files are read from files.
@@ -51,7 +50,10 @@ func (m *Model) levels(site *Site, path string) []level {
 	out := []level{{path: ""}}
 	segments := []string{""}
 	if p := strings.Trim(path, "/"); p != "" {
-		segments = append(segments, strings.SplitN(p, "/", maxSegments)...)
+		segments = append(segments, strings.SplitN(p, "/", maxSegments+1)...)
+	}
+	if len(segments) > maxSegments+1 { // the place is not judged
+		segments = segments[:maxSegments+1]
 	}
 	cur, dir, sub := "", "", true
 	for i, seg := range segments {
@@ -106,7 +108,8 @@ func plainName(s string) bool {
 // contribution is one element of a section that takes part at a path.
 type contribution struct {
 	src *source
-	// doc and el are the element itself, in a file that configSource names where there is one.
+	// file, doc and el are where the element itself is: in a file that configSource names where there is one.
+	file *source
 	doc  *xmldoc.Document
 	name string // of the file that el is in
 	el   *xmldoc.Element
@@ -232,6 +235,7 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 		depth int
 	}
 	var above []upper
+	bytes := 0
 	take := func(src *source, target string, l level, depth int, base string) {
 		if bad != nil {
 			return
@@ -243,7 +247,7 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			return
 		}
 		for i, e := range found {
-			c := contribution{src: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
+			c := contribution{src: src, file: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
 			if in[i].location && !in[i].inherits && !strings.EqualFold(l.path, p.App.Path) && IsBelow(p.App.Path, l.path) {
 				skipped = append(skipped, c)
 				continue
@@ -283,6 +287,10 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			bad = src.err
 			break
 		}
+		if bytes += src.size(); bytes > maxChainBytes {
+			bad = &Invalid{File: src.name, Unsure: true, Msg: fmt.Sprintf("the web.config files down to this one have more than %d bytes together: this version reads no more", maxChainBytes)}
+			break
+		}
 		take(src, "", l, i, base)
 		above = append(above, upper{src, l, i})
 	}
@@ -299,6 +307,7 @@ type Place struct {
 	m        *Model
 	levels   []level
 	ignores  bool // the application's pool ignores web.config files
+	deep     int  // segments of the path, if they are more than maxSegments
 	sections map[string]*Section
 	rules    *urlrewrite.Ruleset
 	notes    []string
@@ -318,10 +327,13 @@ func (m *Model) At(site *Site, path string) *Place {
 	if pool := m.srv.Pool(p.App.Pool); pool != nil {
 		p.ignores = pool.IgnoresWebConfig
 	}
-	if len(m.places) >= maxPlaces {
-		m.places = map[string]*Place{}
+	if n := strings.Count(path, "/"); n > maxSegments {
+		p.deep = n
 	}
-	m.places[key] = p
+	m.forget()
+	if len(key) <= maxKey {
+		m.places[key] = p
+	}
 	return p
 }
 
@@ -350,6 +362,12 @@ func (p *Place) Section(name string) *Section {
 		return p.sections[name]
 	}
 	k := kinds[name]
+	if p.deep > 0 {
+		for _, n := range append([]string{name}, k.parts...) {
+			p.sections[n] = &Section{Name: n, Err: tooDeep(p.Site, p.deep)}
+		}
+		return p.sections[name]
+	}
 	c := newCollector(k)
 	subs := map[string]*collector{}
 	for _, n := range k.parts {
@@ -374,6 +392,7 @@ func (p *Place) Section(name string) *Section {
 			c.out.NotInherited = append(c.out.NotInherited, c.item(x, e))
 		}
 	}
+	p.m.kept += len(c.out.Items) + len(c.out.Removed) + 1
 	p.sections[name] = &c.out
 	for n, s := range subs {
 		// The two are one section to IIS: what is wrong with one makes the other unreadable.
@@ -454,7 +473,7 @@ func (p *Place) follow(k kind, x *contribution, file string) *Invalid {
 	case src.doc.Root.Name != k.path[len(k.path)-1]:
 		return src.errorf(src.doc.Root, HResultInvalidData, "root element is <%s>; configSource of <%s> needs <%s>", src.doc.Root.Name, k.name, k.path[len(k.path)-1])
 	}
-	x.doc, x.name, x.el = src.doc, src.name, src.doc.Root
+	x.doc, x.name, x.el, x.file = src.doc, src.name, src.doc.Root, src
 	return nil
 }
 
@@ -475,42 +494,51 @@ func SourceFile(file string) bool {
 type collector struct {
 	k     kind
 	out   Section
-	locks *locks // of a collection inside a section
+	locks *locks          // of a collection inside a section
+	names map[string]bool // keys of out.Items
+	done  int             // elements worked off
 }
 
 func newCollector(k kind) *collector {
-	return &collector{k: k, out: Section{Name: k.name}, locks: &locks{k: k}}
+	return &collector{k: k, out: Section{Name: k.name}, locks: &locks{k: k}, names: map[string]bool{}}
+}
+
+// key is an element's name as it is compared.
+func (c *collector) key(name string) string {
+	if c.k.caseSensitive {
+		return name
+	}
+	return fold(name)
 }
 
 func (c *collector) item(x contribution, e *xmldoc.Element) Item {
-	line, _ := xmldoc.LineCol(x.doc.Data, e.Start)
-	return Item{Name: e.Attr(c.k.key), Element: e, Doc: x.doc, Source: Source{x.name, line}, Level: x.level.path, Base: x.base,
+	return Item{Name: e.Attr(c.k.key), Element: e, Doc: x.doc, Source: Source{x.name, x.file.line(e.Start)}, Level: x.level.path, Base: x.base,
 		depth: x.depth, locked: strings.EqualFold(e.Attr("lockItem"), "true")}
-}
-
-func (c *collector) equal(a, b string) bool {
-	if c.k.caseSensitive {
-		return a == b
-	}
-	return strings.EqualFold(a, b)
 }
 
 // add works off one child element: an element of the collection, <remove> or <clear/>.
 func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
+	if c.done++; c.done > maxElements {
+		return &Invalid{File: x.name, Line: x.file.line(e.Start), Unsure: true,
+			Msg: fmt.Sprintf("more than %d elements of <%s> take part here: this version reads no more", maxElements, c.k.name)}
+	}
 	it := c.item(x, e)
 	refuse := func(hresult uint32, format string, args ...any) *Invalid {
 		return invalidAt(x.name, x.doc, e, hresult, format, args...)
 	}
 	drop := func(clear bool, goes func(Item) bool) *Invalid {
-		kept := c.out.Items[:0:0]
+		for _, old := range c.out.Items {
+			if old.locked && old.depth < x.depth && goes(old) {
+				return refuse(HResultLocked, "%q of %s is locked (lockItem) and can't be removed here", old.Name, old.Source)
+			}
+		}
+		kept := c.out.Items[:0]
 		for _, old := range c.out.Items {
 			if !goes(old) {
 				kept = append(kept, old)
 				continue
 			}
-			if old.locked && old.depth < x.depth {
-				return refuse(HResultLocked, "%q of %s is locked (lockItem) and can't be removed here", old.Name, old.Source)
-			}
+			delete(c.names, c.key(old.Name))
 			c.out.Removed = append(c.out.Removed, Removal{Item: old, By: it.Source, Clear: clear, Level: x.level.path})
 		}
 		c.out.Items = kept
@@ -523,19 +551,23 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 		if it.Name == "" {
 			return refuse(HResultInvalidData, "<remove> without %s", c.k.key)
 		}
-		return drop(false, func(o Item) bool { return c.equal(o.Name, it.Name) })
+		key := c.key(it.Name)
+		if !c.names[key] {
+			return nil
+		}
+		return drop(false, func(o Item) bool { return c.key(o.Name) == key })
 	case c.k.element:
 		if it.Name == "" {
 			return refuse(HResultInvalidData, "<%s> without %s", e.Name, c.k.key)
 		}
-		for _, o := range c.out.Items {
-			if c.equal(o.Name, it.Name) {
-				return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, o.Source)
-			}
+		key := c.key(it.Name)
+		if c.names[key] {
+			return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, c.first(key))
 		}
 		if at, hresult, why := c.k.violates(e); why != "" {
 			return invalidAt(x.name, x.doc, at, hresult, "%s %q: %s", c.k.element, it.Name, why)
 		}
+		c.names[key] = true
 		c.out.Items = append(c.out.Items, it)
 	default:
 		if len(c.k.path) == 0 || c.k.path[1] == "rewrite" {
@@ -546,12 +578,23 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 	return nil
 }
 
+// first returns where the element of a key is.
+func (c *collector) first(key string) Source {
+	for _, o := range c.out.Items {
+		if c.key(o.Name) == key {
+			return o.Source
+		}
+	}
+	return Source{}
+}
+
 // With makes a model of the same server with other files, of which only the named ones are different: the rest is not read
 // again. A name is a directory and a file of it.
 func (m *Model) With(files Files, changed ...[2]string) *Model {
 	n := NewModel(m.srv, files)
 	for k, s := range m.sources {
 		n.sources[k] = s
+		n.held += s.size()
 	}
 	for k, d := range m.dirs {
 		n.dirs[k] = d
