@@ -21,6 +21,8 @@ type explainedConfig struct {
 	srv   *iisconfig.Server
 	model *iisconfig.Model
 	files *givenFiles
+	// main is the name of the applicationHost.config.
+	main string
 	// shared is why the configuration may not be the one in use: it is shared from elsewhere.
 	shared string
 }
@@ -68,14 +70,19 @@ func (g *givenFiles) Canonical(dir string) string {
 // MaxConfigBytes implements iisconfig.Files.
 func (*givenFiles) MaxConfigBytes() int { return iisconfig.DefaultMaxBytes }
 
-// has reports whether a physical directory is there.
-func (g *givenFiles) has(dir string) bool {
-	p, err := g.root.Path(dir)
+// kind says what a physical path is: "" for nothing.
+func (g *givenFiles) kind(path string) string {
+	p, err := g.root.Path(path)
 	if err != nil {
-		return false
+		return ""
 	}
-	st, err := os.Stat(p)
-	return err == nil && st.IsDir()
+	switch st, err := os.Stat(p); {
+	case err != nil:
+		return ""
+	case st.IsDir():
+		return "directory"
+	}
+	return "file"
 }
 
 // openConfig reads what --config names. Web.config files are read later, when a path needs them.
@@ -104,6 +111,7 @@ func openConfig(args []string, site string) (*explainedConfig, error) {
 	if cfg.srv, err = iisconfig.Parse(data, name); err != nil {
 		return nil, err
 	}
+	cfg.main = name
 	cfg.model = iisconfig.NewModel(cfg.srv, cfg.files)
 	for _, s := range single {
 		if err := cfg.give(site, s[0], s[1]); err != nil {

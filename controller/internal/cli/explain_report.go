@@ -55,7 +55,7 @@ type explainedPlace struct {
 	Notes       []string           `json:"notes,omitempty"`
 }
 
-// explainedLevel is one step of the path, and its web.config.
+// explainedLevel is the server, or one step of the path, and its file.
 type explainedLevel struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir,omitempty"`
@@ -193,6 +193,7 @@ const (
 	stateNoDir    = "the directory is not there: taken to be absent"
 	stateNotRead  = "IIS does not read it (allowSubDirConfig=\"false\")"
 	stateIgnored  = "the pool ignores it"
+	stateFile     = "this is a file; URL Rewrite has no rules for a single file"
 	stateNoPath   = "no directory of that name can exist"
 )
 
@@ -206,8 +207,12 @@ func (c *explainedConfig) state(l iisconfig.Level) string {
 		return stateNotRead
 	case c.files.root == "":
 		return stateNotGiven
-	case !c.files.has(l.Dir):
+	}
+	switch c.files.kind(l.Dir) {
+	case "":
 		return stateNoDir
+	case "file":
+		return stateFile
 	}
 	return stateNone
 }
@@ -218,6 +223,7 @@ var explainedSections = []string{"globalRules", "rules", "outboundRules", "preCo
 func (c *explainedConfig) place(p *iisconfig.Place) *explainedPlace {
 	x := &explainedPlace{Site: p.Site.Name, Path: p.Path, Application: p.App.Path, Pool: p.App.Pool, Ignores: p.IgnoresWebConfig()}
 	x.Module, x.ModuleWhy = p.Module()
+	x.Levels = append(x.Levels, explainedLevel{Path: "server", File: c.main, State: stateRead})
 	for _, l := range p.Levels() {
 		e := explainedLevel{Path: l.Path, Dir: l.Dir, State: c.state(l)}
 		if x.Ignores && l.Dir != "" {
