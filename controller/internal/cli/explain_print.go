@@ -86,6 +86,14 @@ func (x *explainedPlace) print(p *printer) {
 		}
 	case !x.Module:
 		p.line(0, "No rule runs: URL Rewrite is switched off here: %s.", x.ModuleWhy)
+		if x.GlobalRun {
+			p.line(0, "Global rules probably run all the same.")
+		}
+	case len(x.Broken) > 0:
+		p.line(0, "A pattern does not compile. IIS answers status 500 to every request here, as long as the rule is enabled:")
+		for _, b := range x.Broken {
+			p.line(2, "%s", b)
+		}
 	default:
 		p.line(0, "URL Rewrite runs here.")
 	}

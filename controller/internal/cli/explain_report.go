@@ -42,17 +42,21 @@ type explainRefusal struct {
 
 // explainedPlace is the composed configuration of one path.
 type explainedPlace struct {
-	Site        string             `json:"site"`
-	Path        string             `json:"path"`
-	Application string             `json:"application"`
-	Pool        string             `json:"pool"`
-	Refused     *explainRefusal    `json:"refused,omitempty"`
-	Module      bool               `json:"module"`
-	ModuleWhy   string             `json:"module_why,omitempty"`
-	Ignores     bool               `json:"ignores_web_config,omitempty"`
-	Levels      []explainedLevel   `json:"levels"`
-	Sections    []explainedSection `json:"sections"`
-	Notes       []string           `json:"notes,omitempty"`
+	Site        string          `json:"site"`
+	Path        string          `json:"path"`
+	Application string          `json:"application"`
+	Pool        string          `json:"pool"`
+	Refused     *explainRefusal `json:"refused,omitempty"`
+	Module      bool            `json:"module"`
+	ModuleWhy   string          `json:"module_why,omitempty"`
+	// GlobalRun: the application's modules lack URL Rewrite, and the server loads it for its global rules.
+	GlobalRun bool               `json:"global_rules_run,omitempty"`
+	Ignores   bool               `json:"ignores_web_config,omitempty"`
+	Levels    []explainedLevel   `json:"levels"`
+	Sections  []explainedSection `json:"sections"`
+	// Broken are patterns that do not compile: IIS answers 500 to every request.
+	Broken []string `json:"broken_patterns,omitempty"`
+	Notes  []string `json:"notes,omitempty"`
 }
 
 // explainedLevel is the server, or one step of the path, and its file.
@@ -140,6 +144,9 @@ func (c *explainedConfig) app(a *iisconfig.App) explainedApp {
 	} else {
 		x.Global, x.Inbound, x.Outbound = enabledRules(p, "globalRules"), enabledRules(p, "rules"), enabledRules(p, "outboundRules")
 	}
+	if broken := brokenPatterns(p); runs && len(broken) > 0 {
+		x.Notes = append([]string{"every request gets status 500: " + broken[0]}, x.Notes...)
+	}
 	if p.IgnoresWebConfig() {
 		x.Notes = append(x.Notes, ignoresNote(a.Pool))
 	}
@@ -223,6 +230,7 @@ var explainedSections = []string{"globalRules", "rules", "outboundRules", "preCo
 func (c *explainedConfig) place(p *iisconfig.Place) *explainedPlace {
 	x := &explainedPlace{Site: p.Site.Name, Path: p.Path, Application: p.App.Path, Pool: p.App.Pool, Ignores: p.IgnoresWebConfig()}
 	x.Module, x.ModuleWhy = p.Module()
+	x.GlobalRun = onlyGlobal(p)
 	x.Levels = append(x.Levels, explainedLevel{Path: "server", File: c.main, State: stateRead})
 	for _, l := range p.Levels() {
 		e := explainedLevel{Path: l.Path, Dir: l.Dir, State: c.state(l)}
@@ -244,8 +252,17 @@ func (c *explainedConfig) place(p *iisconfig.Place) *explainedPlace {
 		x.Refused = refusal(bad)
 		return x
 	}
+	x.Broken = brokenPatterns(p)
 	_, x.Notes, _ = p.Rules()
 	return x
+}
+
+// onlyGlobal reports whether global rules run although the application's modules lack URL Rewrite: they need globalModules alone,
+// which is inferred.
+func onlyGlobal(p *iisconfig.Place) bool {
+	runs, _ := p.Module()
+	loaded, _ := p.Loaded()
+	return !runs && loaded && enabledRules(p, "globalRules") > 0
 }
 
 func section(p *iisconfig.Place, name string) explainedSection {

@@ -128,8 +128,10 @@ func (c *explainedConfig) outcome(p *iisconfig.Place, req *explainedRequest, rd 
 	if bad := iisconfig.AsInvalid(err); bad != nil {
 		return explainedOutcome{Client: refused(bad)}
 	}
-	if runs, why := p.Module(); !runs {
-		return explainedOutcome{Client: "no rule runs (" + why + "): the application gets the request as it is"}
+	if runs, why := p.Module(); !runs && (!onlyGlobal(p) || rd.adverse) {
+		return explainedOutcome{Client: "the application's answer: no rule runs (" + why + ")"}
+	} else if broken := brokenPatterns(p); len(broken) > 0 {
+		return explainedOutcome{Client: "status 500: a pattern does not compile: " + broken[0]}
 	}
 	r := &urlrewrite.Request{Method: req.method, Scheme: "https", Host: req.host, Path: req.path, RawPath: req.raw, RawQuery: req.rawQuery,
 		Header: req.header.Clone(), RemoteAddr: "192.0.2.1", OwnBase: rd.ownBase, Adverse: rd.adverse}
@@ -137,6 +139,9 @@ func (c *explainedConfig) outcome(p *iisconfig.Place, req *explainedRequest, rd 
 	res, err := rs.InboundAt(r, func(path string) (urlrewrite.Place, error) {
 		served = c.model.At(p.Site, path)
 		other, _, err := served.Rules()
+		if runs, _ := served.Module(); !runs {
+			other, _ = urlrewrite.Build(urlrewrite.Parts{})
+		}
 		return urlrewrite.Place{Rules: other, DefinedAt: func(string) string { return served.App.Path }}, err
 	})
 	o := explainedOutcome{Decides: decides(served, res), Rules: steps(served, res, err)}

@@ -151,6 +151,12 @@ func TestAModuleThatIsRemovedAndAnIgnoringPoolAreSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := filepath.Join(t.TempDir(), "applicationHost.config")
+	global := strings.Replace(string(host), "<globalModules>", `<rewrite><globalRules><rule name="g"><match url="^owa/x"/><action type="AbortRequest"/></rule></globalRules></rewrite><globalModules>`, 1)
+	if err := os.WriteFile(name, []byte(global), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out = explained(t, "--config", name, "--config", "/owa="+webConfig(t, `<modules><remove name="RewriteModule"/></modules>`), "--request", "GET /owa/x")
+	says(t, out, "switched off here", "Global rules probably run", "2 possible results", "connection is closed", "no rule runs")
 	changed := strings.Replace(string(host), `name="MSExchangeOWAAppPool"`, `name="MSExchangeOWAAppPool" enableConfigurationOverride="false"`, 1)
 	if err := os.WriteFile(name, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
@@ -179,6 +185,8 @@ func TestARequestIsDecidedAndReadingsAreToldApartOnlyWhereTheyDiffer(t *testing.
 			"GET /owa/x", nil, []string{"the client sends the request as it is", "connection is closed", "the client adds what gets it past", "no rule refuses"}, 2},
 		{"a variable that is not allowed", `<rule name="a"><match url=".*"/><serverVariables><set name="HTTP_X" value="1"/></serverVariables>` + abort + `</rule>`, "GET /owa/x", nil,
 			[]string{"status 500, substatus 50", "HTTP_X"}, 1},
+		{"a pattern that does not compile", `<rule name="star"><match url="*"/></rule>`, "GET /owa/x", nil,
+			[]string{"A pattern does not compile", `rule "star"`, "status 500: a pattern does not compile"}, 1},
 		{"a rewrite", `<rule name="a"><match url=".*"/><action type="Rewrite" url="/owa/y"/></rule>`, "GET /owa/x?q=1", nil, []string{`rewritten URL "/owa/y?q=1"`}, 1},
 	} {
 		t.Run(x.name, func(t *testing.T) {
