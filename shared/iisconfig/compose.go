@@ -2,7 +2,9 @@ package iisconfig
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
@@ -242,7 +244,7 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 		}
 		for i, e := range found {
 			c := contribution{src: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
-			if in[i].location && !in[i].inherits && l.path != p.App.Path && IsBelow(p.App.Path, l.path) {
+			if in[i].location && !in[i].inherits && !strings.EqualFold(l.path, p.App.Path) && IsBelow(p.App.Path, l.path) {
 				skipped = append(skipped, c)
 				continue
 			}
@@ -442,6 +444,9 @@ func (p *Place) follow(k kind, x *contribution, file string) *Invalid {
 	case src.doc.Root.Name != k.path[len(k.path)-1]:
 		return src.errorf(src.doc.Root, HResultInvalidData, "root element is <%s>; configSource of <%s> needs <%s>", src.doc.Root.Name, k.name, k.path[len(k.path)-1])
 	}
+	if nested, ok := src.doc.Root.Lookup("configSource"); ok {
+		return src.errorf(src.doc.Root, HResultUnknown, "configSource=%q in a file that configSource names", nested)
+	}
 	x.doc, x.name, x.el = src.doc, src.name, src.doc.Root
 	return nil
 }
@@ -463,24 +468,36 @@ func SourceFile(file string) bool {
 type collector struct {
 	k     kind
 	out   Section
+	has   map[string]bool // the keys of out.Items
 	locks *locks // of a collection inside a section
 }
 
 func newCollector(k kind) *collector {
-	return &collector{k: k, out: Section{Name: k.name}, locks: &locks{k: k}}
+	return &collector{k: k, out: Section{Name: k.name}, has: map[string]bool{}, locks: &locks{k: k}}
 }
 
 func (c *collector) item(x contribution, e *xmldoc.Element) Item {
-	line, _ := xmldoc.LineCol(x.doc.Data, e.Start)
-	return Item{Name: e.Attr(c.k.key), Element: e, Doc: x.doc, Source: Source{x.name, line}, Level: x.level.path, Base: x.base,
+	return Item{Name: e.Attr(c.k.key), Element: e, Doc: x.doc, Source: Source{x.name, x.doc.Line(e)}, Level: x.level.path, Base: x.base,
 		depth: x.depth, locked: strings.EqualFold(e.Attr("lockItem"), "true")}
 }
 
-func (c *collector) equal(a, b string) bool {
+// key is the form of an element's key in which equal ones are the same text.
+func (c *collector) key(name string) string {
 	if c.k.caseSensitive {
-		return a == b
+		return name
 	}
-	return strings.EqualFold(a, b)
+	return foldKey(name)
+}
+
+// foldKey maps all texts that strings.EqualFold takes for equal to one: of each rune the smallest in its orbit.
+func foldKey(s string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+			least = min(least, f)
+		}
+		return least
+	}, s)
 }
 
 // add works off one child element: an element of the collection, <remove> or <clear/>.
@@ -500,6 +517,7 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 				return refuse(HResultLocked, "%q of %s is locked (lockItem) and can't be removed here", old.Name, old.Source)
 			}
 			c.out.Removed = append(c.out.Removed, Removal{Item: old, By: it.Source, Clear: clear, Level: x.level.path})
+			delete(c.has, c.key(old.Name))
 		}
 		c.out.Items = kept
 		return nil
@@ -508,16 +526,21 @@ func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
 	case "clear":
 		return drop(true, func(Item) bool { return true })
 	case "remove":
-		return drop(false, func(o Item) bool { return c.equal(o.Name, it.Name) })
+		name := c.key(it.Name)
+		if !c.has[name] {
+			return nil
+		}
+		return drop(false, func(o Item) bool { return c.key(o.Name) == name })
 	case c.k.element:
 		if it.Name == "" {
 			return refuse(HResultInvalidData, "<%s> without %s", e.Name, c.k.key)
 		}
-		for _, o := range c.out.Items {
-			if c.equal(o.Name, it.Name) {
-				return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, o.Source)
-			}
+		name := c.key(it.Name)
+		if c.has[name] {
+			first := slices.IndexFunc(c.out.Items, func(o Item) bool { return c.key(o.Name) == name })
+			return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, c.out.Items[first].Source)
 		}
+		c.has[name] = true
 		c.out.Items = append(c.out.Items, it)
 	default:
 		c.out.Notes = append(c.out.Notes, fmt.Sprintf("%s: <%s> in <%s> is not known to this version", it.Source, e.Name, c.k.name))
