@@ -469,7 +469,7 @@ type collector struct {
 	k     kind
 	out   Section
 	has   map[string]bool // the keys of out.Items
-	locks *locks // of a collection inside a section
+	locks *locks          // of a collection inside a section
 }
 
 func newCollector(k kind) *collector {

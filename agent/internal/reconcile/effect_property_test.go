@@ -22,7 +22,9 @@ import (
 // file, or a file is written.
 func oddities() []oddity {
 	clear := "<system.webServer><rewrite><rules><clear /></rules></rewrite></system.webServer>"
-	rules := func(x string) string { return "<system.webServer><rewrite><rules>" + x + "</rules></rewrite></system.webServer>" }
+	rules := func(x string) string {
+		return "<system.webServer><rewrite><rules>" + x + "</rules></rewrite></system.webServer>"
+	}
 	stop := `<rule name="stop" stopProcessing="true"><match url=".*" /></rule>`
 	theirs := `<rule name="EEMS M1.1" stopProcessing="true"><match url=".*" /><conditions><add input="{UrlDecode:{REQUEST_URI}}" pattern="(?=.*autodiscover)(?=.*powershell)" /></conditions><action type="AbortRequest" /></rule>`
 	at := func(path, x string) string { return `<location path="` + path + `">` + x + `</location>` }

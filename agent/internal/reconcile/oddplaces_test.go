@@ -92,20 +92,33 @@ func TestOddPlaces(t *testing.T) {
 		{"500.50 for some clients only", atSite(rulesXML(`<rule name="set"><match url=".*" /><conditions><add input="{HTTP_USER_AGENT}" pattern="^$" /></conditions><serverVariables><set name="HTTP_X" value="1" /></serverVariables></rule>` + stop)), "M1", failed, "no-effect"},
 		{"stops on a variable that is not known here", atSite(rulesXML(stopIf(`<add input="{SERVER_PROTOCOL}" pattern="HTTP" />`))), "M1", failed, "no-effect"},
 		// A fresh exploit: rules that stop under conditions that always hold, or that the client picks.
-		{"fresh, stops for every URL", func(g *rig) { g.location("Default Web Site", rulesXML(stopIf(`<add input="{URL}" pattern=".*" />`))); g.fresh("/", header) }, "FX", failed, "no-effect"},
+		{"fresh, stops for every URL", func(g *rig) {
+			g.location("Default Web Site", rulesXML(stopIf(`<add input="{URL}" pattern=".*" />`)))
+			g.fresh("/", header)
+		}, "FX", failed, "no-effect"},
 		{"fresh, stops for what is no file", func(g *rig) {
 			g.location("Default Web Site", rulesXML(stopIf(`<add input="{REQUEST_FILENAME}" matchType="IsFile" negate="true" />`)))
 			g.fresh("/", header)
 		}, "FX", failed, "no-effect"},
-		{"fresh, stops on the query", func(g *rig) { g.location("Default Web Site", rulesXML(stopIf(`<add input="{QUERY_STRING}" pattern="skip" />`))); g.fresh("/", header) }, "FX", failed, "no-effect"},
+		{"fresh, stops on the query", func(g *rig) {
+			g.location("Default Web Site", rulesXML(stopIf(`<add input="{QUERY_STRING}" pattern="skip" />`)))
+			g.fresh("/", header)
+		}, "FX", failed, "no-effect"},
 		{"fresh, stops for what the rule is for", func(g *rig) {
 			g.location("Default Web Site/EWS", rulesXML(`<rule name="stop" stopProcessing="true"><match url="^(ews/)?exchange\.asmx" /></rule>`))
 			g.fresh("/EWS", `<rule name="Stopgap FX.1"><match url="exchange\.asmx" /><action type="AbortRequest" /></rule>`)
 		}, "FX", failed, "no-effect"},
-		{"fresh, stops for others", func(g *rig) { g.location("Default Web Site", rulesXML(stopIf(`<add input="{REMOTE_ADDR}" pattern="^10\." />`))); g.fresh("/", header) }, "FX", applied, "applied"},
+		{"fresh, stops for others", func(g *rig) {
+			g.location("Default Web Site", rulesXML(stopIf(`<add input="{REMOTE_ADDR}" pattern="^10\." />`)))
+			g.fresh("/", header)
+		}, "FX", applied, "applied"},
 		// Written otherwise.
-		{"directories with the other slash", func(g *rig) { g.write(appHost, strings.ReplaceAll(g.read(appHost), `FrontEnd\HttpProxy\`, "FrontEnd/HttpProxy/")) }, "M2", applied, "applied"},
-		{"another site has the directory, written otherwise", func(g *rig) { g.edit(appHost, "<sites>", `<sites><site name="Aaa" id="9">`+appXML("/", `C:\inetpub\.\wwwroot`)+`</site>`) }, "M1", applied, "applied"},
+		{"directories with the other slash", func(g *rig) {
+			g.write(appHost, strings.ReplaceAll(g.read(appHost), `FrontEnd\HttpProxy\`, "FrontEnd/HttpProxy/"))
+		}, "M2", applied, "applied"},
+		{"another site has the directory, written otherwise", func(g *rig) {
+			g.edit(appHost, "<sites>", `<sites><site name="Aaa" id="9">`+appXML("/", `C:\inetpub\.\wwwroot`)+`</site>`)
+		}, "M1", applied, "applied"},
 		// Several sites.
 		{"a site without /owa", site(appXML("/ecp", frontEndDir+"ecp"), "<configuration />"), "M2", applied, "applied"},
 		{"a site with a malformed root", site(appXML("/owa", frontEndDir+"owa"), "<configuration"), "M1", applied, "applied"},
