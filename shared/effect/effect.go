@@ -238,13 +238,14 @@ func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 		c.Why, c.Cause = "URL Rewrite does not run there: "+why, CauseModule
 		return c
 	}
+	broken := "" // why IIS answers with an error, by one of the readings
 	for _, rd := range readings {
 		req := a.request(rd)
 		res, err := rs.Inbound(req, p.App.Path)
 		var runtime *urlrewrite.RuntimeError
 		if errors.As(err, &runtime) {
-			c.Closed, c.Why, c.Cause = true, "IIS answers 500.50: "+err.Error(), CauseInvalid
-			return c
+			broken = "IIS answers 500.50: " + err.Error()
+			continue
 		}
 		if err != nil {
 			c.Why, c.Cause = "no verdict: "+err.Error(), CauseOther
@@ -258,6 +259,10 @@ func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 		if n := len(res.Rules); n > 0 {
 			c.By = named(p, res.Rules[n-1])
 		}
+	}
+	if broken != "" {
+		c.Closed, c.Why, c.Cause = true, broken, CauseInvalid
+		return c
 	}
 	c.OK = true
 	return c
@@ -379,7 +384,7 @@ func Reach(m *iisconfig.Model, app *iisconfig.App, r Rules, match Match) Check {
 	}
 	c.Why, c.Cause = "", CauseNone
 	for _, n := range in {
-		if stop := rs.InboundStopper(n); stop != "" {
+		if stop := rs.InboundStopper(n, app.Path); stop != "" {
 			c.Why, c.Cause = named(p, stop)+" comes first and ends the evaluation of every request", CauseShadowed
 			return c
 		}

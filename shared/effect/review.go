@@ -346,7 +346,7 @@ func (r *Review) Shadow(x *PlacedRule) string {
 		if x.Outbound {
 			by = rs.OutboundStopper(x.Name)
 		} else {
-			by = rs.InboundStopper(x.Name)
+			by = rs.InboundStopper(x.Name, app.Path)
 		}
 		if by == "" {
 			return ""

@@ -430,6 +430,9 @@ func (p *Place) follow(k kind, x *contribution, file string) *Invalid {
 	case src.doc.Root.Name != k.path[len(k.path)-1]:
 		return src.errorf(src.doc.Root, HResultInvalidData, "root element is <%s>; configSource of <%s> needs <%s>", src.doc.Root.Name, k.name, k.path[len(k.path)-1])
 	}
+	if nested, ok := src.doc.Root.Lookup("configSource"); ok {
+		return src.errorf(src.doc.Root, HResultUnknown, "configSource=%q in a file that configSource names", nested)
+	}
 	x.doc, x.name, x.el, x.file = src.doc, src.name, src.doc.Root, src
 	return nil
 }

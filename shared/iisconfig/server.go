@@ -89,11 +89,16 @@ const (
 )
 
 // IsFrontEnd reports whether an application is part of Exchange's front end, which clients talk to.
-func (a *App) IsFrontEnd() bool { return strings.Contains(strings.ToLower(a.Dir)+`\`, frontEnd) }
+func (a *App) IsFrontEnd() bool { return a.isIn(frontEnd) }
+
+// isIn reports whether the application's directory is in another one. Windows takes both slashes.
+func (a *App) isIn(dir string) bool {
+	return strings.Contains(strings.ToLower(strings.ReplaceAll(a.Dir, "/", `\`))+`\`, dir)
+}
 
 // IsExchange reports whether an application belongs to Exchange, front end or back end.
 func (a *App) IsExchange() bool {
-	return a.IsFrontEnd() || strings.Contains(strings.ToLower(a.Dir)+`\`, backEnd)
+	return a.IsFrontEnd() || a.isIn(backEnd)
 }
 
 // declaration is what configSections says about a section.

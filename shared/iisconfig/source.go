@@ -94,8 +94,7 @@ func (s *source) errorf(e *xmldoc.Element, hresult uint32, format string, args .
 }
 
 func invalidAt(name string, doc *xmldoc.Document, e *xmldoc.Element, hresult uint32, format string, args ...any) *Invalid {
-	line, _ := xmldoc.LineCol(doc.Data, e.Start)
-	return &Invalid{HResult: hresult, File: name, Line: line, Msg: fmt.Sprintf(format, args...)}
+	return &Invalid{HResult: hresult, File: name, Line: doc.Line(e), Msg: fmt.Sprintf(format, args...)}
 }
 
 // newSource finds the scopes of a parsed file.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -181,13 +182,16 @@ type Request struct {
 	// Adverse evaluates the rules as they are for a client that wants to get past them. A rule that ends the evaluation
 	// without refusing the request counts as matching when it depends on what the client chooses (a header that the request
 	// does not have, the method, the host, the port) or on what this version can't judge. A rule that refuses counts as not
-	// matching when it depends on what can't be judged.
+	// matching when it depends on either of them, the method apart: the attack needs its own. An outbound rule that ends the
+	// evaluation and depends on them ends it without its effect.
 	Adverse bool
 	// IgnoreRedirects: rules that redirect do not match. A client that is redirected has not got past the rules behind.
 	IgnoreRedirects bool
 	// OwnBase: each rule's pattern sees the URL relative to the level that defines the rule, rather than to the application.
 	// Microsoft's reference leaves open which of the two IIS does for an inherited rule.
 	OwnBase bool
+	// freeQuery: the client chooses the query too.
+	freeQuery bool
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
 	IsFile, IsDir func(path string) bool
 }
@@ -394,7 +398,7 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 	if req.IgnoreRedirects && r.action == "Redirect" {
 		return false, nil
 	}
-	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes()}
+	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes(), wary: req.Adverse && !r.passes()}
 	// What is open is the base of an inherited rule. A rule of a level below the application is relative to its own level.
 	if r.base != "" && (req.OwnBase || Within(r.base, base)) {
 		base = r.base
@@ -474,7 +478,7 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 	}
 	var tracked []string
 	for _, c := range cs {
-		if c.unknown || sc.adverse && req.chooses(c.inputT) {
+		if c.unknown || sc.adverse && req.chooses(c.inputT, true) || sc.wary && req.chooses(c.inputT, false) {
 			if sc.adverse && matchAny {
 				return true, nil
 			}
@@ -544,6 +548,9 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 			}
 			continue
 		}
+		if req.Adverse && r.stop && rs.chosenBy(r, req) {
+			break
+		}
 		applies, err := rs.preConditionHolds(r, req, resp)
 		did := false
 		if err == nil && applies {
@@ -571,6 +578,15 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 		}
 	}
 	return ran, rewrote, nil
+}
+
+// chosenBy reports whether it depends on the client that an outbound rule runs.
+func (rs *Ruleset) chosenBy(r *outboundRule, req *Request) bool {
+	all := r.conditions
+	if pc := rs.pre[strings.ToLower(r.pre)]; pc != nil {
+		all = append(all[:len(all):len(all)], pc.conditions...)
+	}
+	return slices.ContainsFunc(all, func(c condition) bool { return req.chooses(c.inputT, false) })
 }
 
 func (rs *Ruleset) preConditionHolds(r *outboundRule, req *Request, resp *Response) (bool, error) {

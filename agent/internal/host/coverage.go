@@ -93,6 +93,12 @@ func (c coverage) gaps() (out []effect.Check) {
 // full: in effect wherever it decides. A place at which IIS answers every request with an error is no way through.
 func (c coverage) full() bool { return c.ok() > 0 && len(c.gaps()) == 0 }
 
+// closed reports whether IIS answers every request with an error somewhere: it may be our own rules that it refuses there.
+func (c coverage) closed() bool {
+	isClosed := func(x effect.Check) bool { return x.Closed }
+	return slices.ContainsFunc(c.checks, isClosed) || slices.ContainsFunc(c.reach, isClosed)
+}
+
 // betterThan reports whether more is covered here than there, by the checks that decide or else by the applications reached.
 func (c coverage) betterThan(o coverage) bool {
 	if c.ok() != o.ok() {

@@ -136,6 +136,46 @@ func (a *urlRewrite) spots(app *iisconfig.App, doc *xmldoc.Document, name string
 	return out, nil
 }
 
+// editable leaves out the applications whose file can't be edited, so that one site does not keep the others unprotected. It
+// returns the reason for each of them. Where none can be edited, the first reason is the error.
+func (a *urlRewrite) editable(apps []*iisconfig.App) (able []*iisconfig.App, reasons []string, err error) {
+	for _, app := range apps {
+		if _, e := a.at([]*iisconfig.App{app}, nil); e != nil {
+			reasons = append(reasons, app.String()+" is left as it is: "+e.Error())
+			if err == nil {
+				err = e
+			}
+			continue
+		}
+		able = append(able, app)
+	}
+	if len(able) > 0 {
+		err = nil
+	}
+	return able, reasons, err
+}
+
+// accepting leaves out the applications where IIS would refuse the rules, if it takes them elsewhere.
+func (a *urlRewrite) accepting(before *iisconfig.Model, apps []*iisconfig.App) []*iisconfig.App {
+	var able []*iisconfig.App
+	for _, app := range apps {
+		pl, err := a.at([]*iisconfig.App{app}, nil)
+		if err != nil {
+			continue
+		}
+		others, err := a.try(before, &pl)
+		if err == nil || len(others) > 0 {
+			able = append(able, app)
+			continue
+		}
+		a.left = append(a.left, app.String()+" is left as it is: "+err.Error())
+	}
+	if len(able) == 0 {
+		return apps
+	}
+	return able
+}
+
 // stage puts a placement into the files, and takes the rules out of every other file that has them.
 func (a *urlRewrite) stage(pl placement) error {
 	a.p.Unstage(a.ref)
@@ -184,6 +224,9 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 	if err != nil {
 		return placement{}, err
 	}
+	if len(apps) > 1 {
+		apps = a.accepting(before, apps)
+	}
 	var best placement
 	var refused error
 	found := false
@@ -227,8 +270,8 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 			break // the other scopes are only for where the rules would have no effect at all
 		}
 	}
-	if found && (best.cover.ok() > 0 || refused == nil) {
-		return best, nil
+	if found {
+		return best, nil // where it is in effect nowhere, its own reasons say more than why another scope is refused
 	}
 	return placement{}, refused
 }
@@ -368,19 +411,10 @@ func (a *urlRewrite) changes(pl placement) bool {
 func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effect.Rules) (others []error, err error) {
 	for _, dir := range dirs {
 		for _, r := range after.Readers(dir) {
-			where := r.Place.Site.Name + r.Place.Path
-			bad := r.Place.Invalid()
-			if bad == nil {
-				if v := effect.Unallowed(r.Place, rules); v != "" {
-					return nil, failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
-						"allowedServerVariables; the file was not touched", where, v)
-				}
+			refused := refusal(before, r.Place, rules)
+			if refused == nil {
 				continue
 			}
-			if before.At(r.Place.Site, r.Place.Path).Invalid() != nil {
-				continue // it was so before, and is not made worse
-			}
-			refused := failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 			if r.Own || r.Place.App.IsExchange() {
 				return nil, refused
 			}
@@ -388,6 +422,23 @@ func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effec
 		}
 	}
 	return others, nil
+}
+
+// refusal says why IIS would answer requests to a place with an error that it did not answer before; nil when it would not.
+func refusal(before *iisconfig.Model, place *iisconfig.Place, rules effect.Rules) error {
+	where := place.Site.Name + place.Path
+	bad := place.Invalid()
+	switch {
+	case bad == nil:
+		if v := effect.Unallowed(place, rules); v != "" {
+			return failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
+				"allowedServerVariables; the file was not touched", where, v)
+		}
+		return nil
+	case before.At(place.Site, place.Path).Invalid() != nil:
+		return nil // it was so before, and is not made worse
+	}
+	return failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 }
 
 func hresult(bad *iisconfig.Invalid) string {

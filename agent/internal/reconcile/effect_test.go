@@ -207,7 +207,7 @@ func TestAnotherTeamsApplicationDecidesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU14, Host: "EX01"})
-			g.edit(appHost, `<application path="/ecp" `, `<application path="/helpdesk" applicationPool="DefaultAppPool"><virtualDirectory path="/" physicalPath="C:\inetpub\helpdesk" /></application><application path="/ecp" `)
+			g.edit(appHost, `<application path="/mapi" `, `<application path="/helpdesk" applicationPool="DefaultAppPool"><virtualDirectory path="/" physicalPath="C:\inetpub\helpdesk" /></application><application path="/mapi" `)
 			g.write("C/inetpub/helpdesk/web.config", file)
 			before := g.snapshot()
 			g.publish("M1")
