@@ -43,6 +43,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		}
 		p.probedOutcome(w, old, o)
 		partly(w, o)
+		p.witnessed(w, old, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}

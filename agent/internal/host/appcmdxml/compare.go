@@ -166,22 +166,19 @@ func attributes(what string, model, iis *xmldoc.Element, section string) *Differ
 	}
 	sort.Strings(sorted)
 	for _, n := range sorted {
-		s, known := schema[n]
-		if n == "trackAllCaptures" && section == "outboundRules" {
-			s.absent = "true"
-		}
+		absent, known := absentValue(n, section)
 		a, inModel := model.Lookup(n)
 		b, inIIS := iis.Lookup(n)
 		if !known && (!inModel || !inIIS) {
 			continue
 		}
 		if !inModel {
-			a = s.absent
+			a = absent
 		}
 		if !inIIS {
-			b = s.absent
+			b = absent
 		}
-		if !equal(s.kind, a, b) {
+		if !equal(schema[n].kind, a, b) {
 			return &Difference{Text: fmt.Sprintf("%s: %s is %q in the model and %q for IIS", what, short(n), short(a), short(b)),
 				Model: fmt.Sprintf("%s: %s=%q", what, short(n), short(a)), IIS: fmt.Sprintf("%s: %s=%q", what, short(n), short(b))}
 		}
@@ -243,4 +240,32 @@ func short(s string) string {
 		s = s[:maxShort] + "..."
 	}
 	return strings.ToValidUTF8(s, "?")
+}
+
+// Plain returns a copy of an element without what says nothing: attributes with their default, and empty containers. What is
+// left is how a person would write it.
+func Plain(e *xmldoc.Element, section string) *xmldoc.Element {
+	out := *e
+	out.Attrs, out.Children = nil, nil
+	for _, a := range e.Attrs {
+		absent, known := absentValue(a.Name, section)
+		if !known || !equal(schema[a.Name].kind, absent, a.Value) {
+			out.Attrs = append(out.Attrs, a)
+		}
+	}
+	for _, c := range e.Children {
+		if p := Plain(c, section); len(p.Attrs)+len(p.Children) > 0 || p.Name == "match" || p.Name == "action" {
+			out.Children = append(out.Children, p)
+		}
+	}
+	return &out
+}
+
+// absentValue is what an attribute means that is not there.
+func absentValue(name, section string) (value string, known bool) {
+	s, known := schema[name]
+	if name == "trackAllCaptures" && section == "outboundRules" {
+		return "true", known
+	}
+	return s.absent, known
 }
