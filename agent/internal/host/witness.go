@@ -74,16 +74,17 @@ func (l *Look) Of(ref Ref) (Testimony, bool) {
 
 // Unasked says why IIS was not asked about everything; "" when it was, and where there is no IIS to ask.
 func (l *Look) Unasked() string {
-	if l == nil {
+	switch {
+	case l == nil:
 		return ""
+	case l.unasked == "" && len(l.over) > 0:
+		return fmt.Sprintf("%d applications decide about what is in force; IIS was asked about %d of them", len(l.apps)+len(l.over), len(l.apps))
 	}
 	return l.unasked
 }
 
-// Settled reports whether IIS was asked about everything and agrees.
-func (l *Look) Settled() bool {
-	return l.Unasked() == "" && l.Differs() == "" && (l == nil || !l.moving)
-}
+// Settled reports whether IIS answered and agrees, so that another look can wait.
+func (l *Look) Settled() bool { return l == nil || l.unasked == "" && !l.moving && l.Differs() == "" }
 
 // Differs is one line about the first difference, with both sides; "" for none.
 func (l *Look) Differs() string {
