@@ -24,6 +24,8 @@ const (
 	askWithin  = 20 * time.Second // one call
 	lookWithin = 2 * time.Minute  // all calls of a look
 	maxAsked   = 40               // applications
+	// maxBothSides bounds the evidence about differences.
+	maxBothSides = 12
 )
 
 // witnessed are the sections that IIS is asked for.
@@ -40,8 +42,10 @@ type Testimony struct {
 	Differs string
 	// Evidence is both sides.
 	Evidence []*stopgapv1.Evidence
-	// Unanswered: IIS was not asked about one of these applications, or gave no answer.
+	// Unanswered: IIS gave no answer about one of these applications; what it said before counts.
 	Unanswered bool
+
+	doubts map[string]string // why a check does not hold by IIS's view, by what is checked
 }
 
 // Look is what one look at IIS's view showed. It is not changed after it was made.
@@ -51,6 +55,7 @@ type Look struct {
 	unasked string          // why there was no answer
 	over    map[string]bool // applications more than maxAsked
 	moving  bool            // a file was changed while IIS was asked
+	last    *Look           // the look before; nil for none, and when this one is made
 }
 
 // appLook is what IIS answered about one application.
@@ -150,30 +155,17 @@ func (p *Pass) ask(ctx context.Context, app, section string) ([]byte, error) {
 }
 
 // Look asks IIS for its own view at every application that decides about the effect of actions that are in place, and compares
-// it with the model. last is the look before, nil for none: what it showed stands where IIS gives no answer now.
+// it with the model. last is the look before, nil for none: what it showed counts where IIS gives no answer now.
 func (p *Pass) Look(ctx context.Context, actions []Action, last *Look) *Look {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	l := &Look{apps: map[string]*appLook{}, by: map[Ref]Testimony{}, over: map[string]bool{}}
+	l := &Look{apps: map[string]*appLook{}, by: map[Ref]Testimony{}, over: map[string]bool{}, last: last}
 	for _, x := range actions {
-		a, ok := x.(*urlRewrite)
-		if !ok || p.server == nil {
-			continue
-		}
-		t := l.testimony(ctx, a)
-		if was, ok := last.Of(a.ref); ok && t.Unanswered && len(was.Gaps) >= len(t.Gaps) && t.Differs == "" {
-			was.Unanswered = true
-			t = was
-		}
-		l.by[a.ref] = t
-	}
-	if last != nil {
-		for name, app := range l.apps {
-			if was := last.apps[name]; app.silent && was != nil && len(app.differs) == 0 {
-				app.differs = was.differs
-			}
+		if a, ok := x.(*urlRewrite); ok && p.server != nil {
+			l.by[a.ref] = l.testimony(ctx, a)
 		}
 	}
+	l.last = nil
 	return l
 }
 
@@ -185,7 +177,7 @@ func (l *Look) at(ctx context.Context, p *Pass, app *iisconfig.App) *appLook {
 	}
 	s := &appLook{model: map[string]appcmdxml.View{}, iis: map[string]appcmdxml.View{}, differs: map[string]*appcmdxml.Difference{}}
 	if len(l.apps) >= maxAsked {
-		s.silent, l.over[name] = true, true
+		l.over[name] = true
 		return s
 	}
 	l.apps[name] = s
@@ -203,6 +195,9 @@ func (l *Look) at(ctx context.Context, p *Pass, app *iisconfig.App) *appLook {
 		if d != nil {
 			s.differs[section] = d
 		}
+	}
+	if l.last != nil && l.last.apps[name] != nil && s.silent && len(s.differs) == 0 {
+		s.differs = l.last.apps[name].differs
 	}
 	return s
 }
@@ -258,7 +253,9 @@ func elements(s *iisconfig.Section) []*xmldoc.Element {
 
 // testimony asks about one action.
 func (l *Look) testimony(ctx context.Context, a *urlRewrite) Testimony {
-	var t Testimony
+	t := Testimony{doubts: map[string]string{}}
+	was, _ := l.last.Of(a.ref)
+	held, failed := 0, 0
 	m := a.p.diskModel()
 	cover := a.judge(m, effect.Ours)
 	if len(a.attacks) == 0 && cover.ok() == 0 {
@@ -279,11 +276,22 @@ func (l *Look) testimony(ctx context.Context, a *urlRewrite) Testimony {
 		if n := len(a.attacks); n > 0 {
 			attack = &a.attacks[i%n]
 		}
-		if why := s.doubt(a, m, x, attack); why != "" {
+		why := s.doubt(a, m, x, attack)
+		if why == "" && s.silent {
+			why = was.doubts[x.What]
+		}
+		if why != "" {
+			t.doubts[x.What] = why
 			t.Gaps = append(t.Gaps, fmt.Sprintf("%s: IIS sees something else at %s: %s", x.What, x.App, why))
 		}
+		switch {
+		case why != "":
+			failed++
+		case x.OK:
+			held++
+		}
 	}
-	t.Nothing = len(t.Gaps) > 0 && len(t.Gaps) >= cover.ok()
+	t.Nothing = failed > 0 && held == 0
 	return t
 }
 
@@ -297,7 +305,7 @@ func (t *Testimony) differs(action, app string, s *appLook) {
 		if t.Differs == "" {
 			t.Differs = fmt.Sprintf("%s, %s: %s", app, section, d.Text)
 		}
-		if len(t.Evidence) < maxPlaces {
+		if len(t.Evidence) < maxBothSides {
 			t.Evidence = append(t.Evidence, evidence(action, "model: "+section+" of "+app, d.Model, nil), evidence(action, "IIS: "+section+" of "+app, d.IIS, nil))
 		}
 	}

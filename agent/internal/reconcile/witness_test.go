@@ -20,6 +20,7 @@ type iis struct {
 	// rules and outbound are what IIS lists, by application; "" is every other one.
 	rules, outbound map[string]string
 	err             error
+	mute            string // this application gets an answer that can't be read
 	asked           []string
 }
 
@@ -28,6 +29,9 @@ func (f *iis) Effective(_ context.Context, app, section string) ([]byte, error) 
 	f.asked = append(f.asked, app+" "+section)
 	if f.err != nil {
 		return nil, f.err
+	}
+	if app == f.mute {
+		return []byte("?"), nil
 	}
 	list := map[string]map[string]string{"rules": f.rules, "outboundRules": f.outbound}[section]
 	inner, ok := list[app]
@@ -245,6 +249,29 @@ func TestAnIISThatGivesNoAnswerChangesNoState(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestWhatWasSeenBeforeCountsWhileOneApplicationGivesNoAnswer(t *testing.T) {
+	t.Parallel()
+	g, f := witnessRig(t, "")
+	f.rules = map[string]string{"": iisM1, autodiscover: ""}
+	g.pass()
+	g.expect("M1", partial, "partial")
+	f.mute = autodiscover
+	g.look()
+	g.expect("M1", partial, "partial")
+	f.rules = map[string]string{"": ""}
+	g.look()
+	g.expect("M1", failed, "model-differs")
+	f.rules = map[string]string{"": iisM1}
+	g.look()
+	g.expect("M1", partial, "partial")
+	if g.warned("iis-not-asked") == "" || !strings.Contains(g.warned("model-differs"), autodiscover) {
+		t.Errorf("health: %v", g.r.Health())
+	}
+	f.mute = ""
+	g.look()
+	g.expect("M1", applied, "")
 }
 
 func TestAnAnswerThatCantBeReadChangesNoState(t *testing.T) {
