@@ -36,6 +36,7 @@ func TestTheAgentThatShips(t *testing.T) {
 		{"everything is taken off, byte for byte", (*world).takeOff},
 		{"a file that another process holds", (*world).held},
 		{"a file that IIS refuses to read is put back", (*world).refused},
+		{"what IIS does not list is not called applied", (*world).witness},
 		{"killed at every step of the journal", (*world).killed},
 		{"uninstalling with REVERTMITIGATIONS=1 leaves the files as they were", (*world).uninstallReverts},
 	} {
@@ -319,6 +320,63 @@ func (w *world) refused() {
 	w.asBefore()
 	w.must(os.Remove(w.Path(inetsrv + `\refuse`)))
 	w.withdraw("M2")
+	w.asBefore()
+}
+
+// restart stops the service and starts it: the first pass asks IIS.
+func (w *world) restart() {
+	w.t.Helper()
+	_, err := w.Run(w.t.Context(), "sc", "stop", "StopgapAgent")
+	w.must(err)
+	w.serviceIs("StopgapAgent", "STOPPED")
+	_, err = w.Run(w.t.Context(), "sc", "start", "StopgapAgent")
+	w.must(err)
+	w.serviceIs("StopgapAgent", "RUNNING")
+	w.connected()
+}
+
+// warns waits until the agent's health codes are these.
+func (w *world) warns(codes ...string) {
+	w.t.Helper()
+	w.eventually(func() error {
+		a, err := w.agent()
+		if err != nil {
+			return err
+		}
+		var now []string
+		for _, h := range a.GetHealth() {
+			now = append(now, h.GetCode())
+		}
+		if fmt.Sprint(now) != fmt.Sprint(codes) {
+			return fmt.Errorf("health: %v, want %v", a.GetHealth(), codes)
+		}
+		return nil
+	})
+}
+
+func (w *world) witness() {
+	w.must(w.publish("M2"))
+	w.expect("APPLIED", "", "M2")
+	w.warns()
+	there := w.changed()
+	w.must(w.Write(inetsrv+`\unlisted`, []byte("Stopgap M2.1 OWA CSP - outbound")))
+	w.restart()
+	w.expect("FAILED", `it does not list rule "Stopgap M2.1 OWA CSP - outbound"`, "M2")
+	w.warns("model-differs")
+	if now := w.changed(); fmt.Sprint(now) != fmt.Sprint(there) {
+		w.t.Errorf("changed before %v, now %v", there, now)
+	}
+	w.must(os.Remove(w.Path(inetsrv + `\unlisted`)))
+	w.restart()
+	w.expect("APPLIED", "", "M2")
+	w.warns()
+	w.must(os.Rename(w.Path(inetsrv+`\appcmd.exe`), w.Path(inetsrv+`\away.exe`)))
+	w.restart()
+	w.warns("iis-not-asked")
+	w.expect("APPLIED", "", "M2")
+	w.must(os.Rename(w.Path(inetsrv+`\away.exe`), w.Path(inetsrv+`\appcmd.exe`)))
+	w.withdraw("M2")
+	w.expect("REVERTED", "", "M2")
 	w.asBefore()
 }
 

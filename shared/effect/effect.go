@@ -384,7 +384,7 @@ func Reach(m *iisconfig.Model, app *iisconfig.App, r Rules, match Match) Check {
 	}
 	c.Why, c.Cause = "", CauseNone
 	for _, n := range in {
-		if stop := rs.InboundStopper(n, app.Path); stop != "" {
+		if stop := rs.InboundStopper(n, app.Path, func(other string) bool { return has(r.Inbound, other) }); stop != "" {
 			c.Why, c.Cause = named(p, stop)+" comes first and ends the evaluation of every request", CauseShadowed
 			return c
 		}

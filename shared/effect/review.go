@@ -241,7 +241,7 @@ func (r *Review) disturbs(p *iisconfig.Place, s Sample) (*PlacedRule, string) {
 	}
 	for _, rd := range readings[:2] {
 		req := s.request(rd)
-		req.RemoteAddr = sampleAddr
+		req.RemoteAddr, req.IgnoreRedirects = sampleAddr, false
 		req.Vars = map[string]string{"SERVER_PROTOCOL": "HTTP/1.1", "LOCAL_ADDR": "10.20.30.1", "REMOTE_PORT": "49811",
 			"SERVER_SOFTWARE": "Microsoft-IIS/10.0"}
 		req.IsFile = func(name string) bool { return slices.Contains(staticFiles, path.Ext(name)) }
@@ -346,13 +346,20 @@ func (r *Review) Shadow(x *PlacedRule) string {
 		if x.Outbound {
 			by = rs.OutboundStopper(x.Name)
 		} else {
-			by = rs.InboundStopper(x.Name, app.Path)
+			by = rs.InboundStopper(x.Name, app.Path, r.exception)
 		}
 		if by == "" {
 			return ""
 		}
 	}
 	return by
+}
+
+// exception reports whether a rule is one of the document's own that lets some requests through: it is meant to stand in front.
+func (r *Review) exception(name string) bool {
+	return slices.ContainsFunc(r.rules, func(x *PlacedRule) bool {
+		return !x.Outbound && strings.EqualFold(x.Name, name) && len(x.Element.Child("conditions").All("add")) > 0
+	})
 }
 
 // Ran reports whether an outbound rule had something to do in the answer to one of the samples. Call it after Harms.

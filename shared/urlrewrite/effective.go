@@ -82,8 +82,9 @@ func (rs *Ruleset) Ends(name string) bool {
 }
 
 // InboundStopper returns the rule in front of an inbound rule of the place at a URL path that ends the evaluation of every
-// request that the rule is for; "" for none. A global rule ends the distributed ones only by answering the request itself.
-func (rs *Ruleset) InboundStopper(name, base string) string {
+// request that the rule is for; "" for none. A global rule ends the distributed ones only by answering the request itself. Rules
+// that expected knows do not count: they are meant to stand there.
+func (rs *Ruleset) InboundStopper(name, base string, expected func(rule string) bool) string {
 	inputs := rs.inputsOf(name)
 	for _, r := range rs.global {
 		if r.ends() && r.action != "None" && r.action != "Rewrite" && rs.takesAll(r, base, inputs) {
@@ -94,7 +95,7 @@ func (rs *Ruleset) InboundStopper(name, base string) string {
 		if strings.EqualFold(r.name, name) {
 			return ""
 		}
-		if r.ends() && rs.takesAll(r, base, inputs) {
+		if r.ends() && !expected(r.name) && rs.takesAll(r, base, inputs) {
 			return r.name
 		}
 	}

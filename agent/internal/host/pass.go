@@ -26,7 +26,10 @@ type Pass struct {
 	newErr  error
 	inForce []Change
 	files   map[string]*file
-	model   *iisconfig.Model // of the disk, as read in this pass; nil: to be made
+	model   *iisconfig.Model  // of the disk, as read in this pass; nil: to be made
+	answers map[string]answer // of IIS, since the last write
+	mute    error             // why IIS can't be asked; it is not asked again in this pass
+	changed bool              // a file was written
 }
 
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
@@ -287,6 +290,7 @@ func (p *Pass) accepted(ctx context.Context, f *file, data []byte) error {
 
 // wrote notes what is in a file now. The rest of the pass reads it anew from the server.
 func (p *Pass) wrote(f *file, data []byte) {
+	p.changed, p.answers = true, nil
 	f.disk = data
 	p.disk.forget(f.ref)
 	p.model = nil

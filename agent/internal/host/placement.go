@@ -458,22 +458,23 @@ func refusedCode(bad *iisconfig.Invalid) string {
 	return "config-invalid"
 }
 
-// askIIS lets IIS read the applications that have a directory of their own, and compares what it composes with the model.
+// askIIS lets IIS read the applications that have a directory of their own. The error is what IIS refuses. That IIS can't be
+// asked is no error: nothing follows from it for the file, and Look reports it.
 func (p *Pass) askIIS(ctx context.Context, dir string) error {
 	for _, r := range p.diskModel().Readers(dir) {
 		if !r.Own {
 			continue
 		}
-		for _, section := range []string{"rules", "outboundRules"} {
+		for _, section := range witnessed {
 			if r.Place.Section(section).Err != nil {
 				continue // the model says that IIS refuses it, and did before
 			}
-			_, err := p.d.Effective(ctx, r.Place.App.String(), section)
-			if errors.Is(err, ErrNoWitness) {
-				return nil
+			_, err := p.ask(ctx, r.Place.App.String(), section)
+			if refused := (*IISError)(nil); errors.As(err, &refused) {
+				return err
 			}
 			if err != nil {
-				return err
+				return nil //nolint:nilerr // it can't be asked
 			}
 		}
 	}
