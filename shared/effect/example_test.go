@@ -55,12 +55,17 @@ func ExampleJudge() {
 			return
 		}
 		model := iisconfig.NewModel(server, files{
-			`C:\site\web.config`: "<configuration><system.webServer><rewrite><rules>" + inside + "</rules></rewrite></system.webServer></configuration>",
+			`C:\site\web.config`: "<configuration><system.webServer><rewrite><rules>" + inside +
+				"</rules></rewrite></system.webServer></configuration>",
 		})
 		check := effect.Judge(model, server.Site("Default Web Site"), attacks[0], wanted)
-		fmt.Printf("%s: refused %t, %s%s\n", check.What, check.OK, check.By, check.Why)
+		fmt.Printf("%s\n  refused: %t\n  %s%s\n", check.What, check.OK, check.By, check.Why)
 	}
 	// Output:
-	// Default Web Site: probe GET /exploit: refused true, rule "ours" (C:\site\web.config:1)
-	// Default Web Site: probe GET /exploit: refused false, rule "theirs" (C:\site\web.config:1) comes first and ends the evaluation; no rule refuses it
+	// Default Web Site: probe GET /exploit
+	//   refused: true
+	//   rule "ours" (C:\site\web.config:1)
+	// Default Web Site: probe GET /exploit
+	//   refused: false
+	//   rule "theirs" (C:\site\web.config:1) comes first and ends the evaluation; no rule refuses it
 }

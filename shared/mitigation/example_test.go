@@ -47,7 +47,13 @@ func ExampleParse() {
 
 // What is wrong with a document is named with file, line and column.
 func ExampleProblems() {
-	_, err := mitigation.Parse("m9.yaml", []byte("id: M9\nrevision: 1\ntitle: A typo\nseverity: SEVERITY_HIGH\nappliesTo: {rolls: [ROLE_MAILBOX]}\n"))
+	const document = `id: M9
+revision: 1
+title: A document with a typo
+severity: SEVERITY_HIGH
+appliesTo: {rolls: [ROLE_MAILBOX]}
+`
+	_, err := mitigation.Parse("m9.yaml", []byte(document))
 	fmt.Println(err)
 	// Output:
 	// m9.yaml:5:13: unknown field "rolls", expected one of [roles exchange requires]

@@ -3,6 +3,7 @@ package urlrewrite_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 )
@@ -42,7 +43,7 @@ func ExampleMerge() {
 		return
 	}
 	for _, query := range []string{"Email=anna@contoso.com", "@evil.example/%50owerShell"} {
-		req := &urlrewrite.Request{Method: "GET", Scheme: "https", Host: "mail.contoso.com", Path: "/autodiscover/autodiscover.json", RawQuery: query}
+		req := &urlrewrite.Request{Method: "GET", Path: "/autodiscover/autodiscover.json", RawQuery: query}
 		result, err := rules.Inbound(req, "/")
 		fmt.Printf("%s: aborted %t, by %q, %v\n", query, result.Action == urlrewrite.ActionAbort, result.Rules, err)
 	}
@@ -77,7 +78,10 @@ func ExampleWeaknesses() {
 		fmt.Println("no way past the rule is known", err)
 		return
 	}
-	fmt.Printf("%s: %s\n", ways[0].Rule, ways[0].Text)
+	text, advice, _ := strings.Cut(ways[0].Text, ": ")
+	fmt.Printf("rule %s: %s\n", ways[0].Rule, text)
+	fmt.Println(advice)
 	// Output:
-	// R: the condition on {REQUEST_URI} looks for "autodiscover.json" in what the client may percent-encode: "%61utodiscover.json" goes past it; write {UrlDecode:{REQUEST_URI}}
+	// rule R: the condition on {REQUEST_URI} looks for "autodiscover.json" in what the client may percent-encode
+	// "%61utodiscover.json" goes past it; write {UrlDecode:{REQUEST_URI}}
 }
