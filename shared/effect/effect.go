@@ -223,7 +223,7 @@ func (a Attack) satisfied(rs *urlrewrite.Ruleset, req *urlrewrite.Request, res u
 	return true
 }
 
-// Attack judges one attack request at a site.
+// Judge judges one attack request at a site.
 func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 	p := m.At(site, a.Path)
 	c := Check{What: site.Name + ": " + a.Name, Site: site.Name, App: p.App}

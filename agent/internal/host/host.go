@@ -55,7 +55,7 @@ type Driver interface {
 	Watch(ctx context.Context, dirs []string, changed func()) error
 }
 
-// ErrNoWitness: there is no IIS on this server that could be asked.
+// ErrNoWitness is returned where there is no IIS that could be asked.
 var ErrNoWitness = errors.New("no IIS to ask")
 
 // IISError is what IIS itself says about a configuration that it can't read.
