@@ -7,8 +7,8 @@ import (
 	"github.com/stopgap-em/stopgap/shared/bundle"
 )
 
-// A bundle carries a policy directory to a server that reaches no controller. Unpack reads it and verifies nothing: its result
-// goes to tufpolicy.VerifySigned.
+// A bundle carries a policy directory to a server that reaches no controller. Unpack reads it and verifies nothing:
+// tufpolicy.VerifySigned does, with the result.
 func ExampleUnpack() {
 	var file bytes.Buffer
 	err := bundle.Pack(&file, map[string][]byte{

@@ -16,13 +16,13 @@ func ExampleParse() {
 	}
 	for _, rule := range doc.Root.Find("rules").All("rule") {
 		line, col := xmldoc.LineCol(file, rule.Start)
-		fmt.Printf("%s stands at line %d, column %d\n", rule.Attr("name"), line, col)
+		fmt.Printf("%s is at line %d, column %d\n", rule.Attr("name"), line, col)
 	}
 	first := doc.Root.Find("rules", "rule")
 	fmt.Printf("%s%s\n", file[:first.Start], file[first.End:])
 	// Output:
-	// A stands at line 3, column 10
-	// B stands at line 3, column 26
+	// A is at line 3, column 10
+	// B is at line 3, column 26
 	// <configuration>
 	//   <!-- keep me -->
 	//   <rules><rule name='B' /></rules>
