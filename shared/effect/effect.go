@@ -61,6 +61,8 @@ type Rules struct {
 type Rule struct {
 	Name    string
 	Element *xmldoc.Element
+	// Doc is the fragment that Element is in.
+	Doc *xmldoc.Document
 	// Pre is the precondition that an outbound rule names; nil for none.
 	Pre *xmldoc.Element
 }
@@ -81,7 +83,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		return r, err
 	}
 	for _, e := range doc.Root.All("rule") {
-		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e})
+		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e, Doc: doc})
 		parts.Inbound = append(parts.Inbound, urlrewrite.Part{Element: e, Doc: doc})
 	}
 	if doc, err = read(outbound); err != nil {
@@ -92,7 +94,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		parts.PreConditions = append(parts.PreConditions, urlrewrite.Part{Element: p, Doc: doc})
 	}
 	for _, e := range doc.Root.All("rule") {
-		rule := Rule{Name: e.Attr("name"), Element: e}
+		rule := Rule{Name: e.Attr("name"), Element: e, Doc: doc}
 		for _, p := range pres.All("preCondition") {
 			if strings.EqualFold(p.Attr("name"), e.Attr("preCondition")) {
 				rule.Pre = p

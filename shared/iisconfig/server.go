@@ -115,6 +115,9 @@ func Parse(data []byte, name string) (*Server, error) {
 		return nil, fmt.Errorf("%s: %w", name, doc.Errorf(doc.Root, "root element is <%s>, not <configuration>", doc.Root.Name))
 	}
 	s := &Server{file: newSource(name, doc), decl: map[string]declaration{}}
+	if s.file.err == nil {
+		s.file.err = s.file.misplacedDeclarations()
+	}
 	if s.file.err != nil {
 		return nil, s.file.err
 	}

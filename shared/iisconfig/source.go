@@ -41,7 +41,6 @@ const (
 	HResultAccessDenied  = 0x80070005
 	HResultPathNotFound  = 0x80070003
 	HResultUnknown       = 0 // no source names the code
-	maxSegments          = 32
 	maxConfigSourceBytes = 200
 )
 
@@ -72,8 +71,11 @@ type source struct {
 	doc  *xmldoc.Document
 	// err is why IIS refuses the file as a whole.
 	err *Invalid
-	// scopes are the root and every <location>, in document order.
-	scopes []scope
+	// scopes are the root and every <location>, in document order; byTarget finds them by their target, without case.
+	scopes   []scope
+	byTarget map[string][]int
+	// newlines are the offsets of the line ends, once they are needed.
+	newlines []int
 }
 
 // scope is the root of a file, or one <location> in it.
@@ -98,7 +100,7 @@ func invalidAt(name string, doc *xmldoc.Document, e *xmldoc.Element, hresult uin
 
 // newSource finds the scopes of a parsed file.
 func newSource(name string, doc *xmldoc.Document) *source {
-	s := &source{name: name, doc: doc, scopes: []scope{{el: doc.Root, inherits: true}}}
+	s := &source{name: name, doc: doc, scopes: []scope{{el: doc.Root, inherits: true}}, byTarget: map[string][]int{"": {0}}}
 	for _, l := range doc.Root.All("location") {
 		_, old := l.Lookup("allowOverride")
 		_, mode := l.Lookup("overrideMode")
@@ -109,6 +111,7 @@ func newSource(name string, doc *xmldoc.Document) *source {
 		if !ok {
 			continue // matches nothing
 		}
+		s.byTarget[fold(target)] = append(s.byTarget[fold(target)], len(s.scopes))
 		s.scopes = append(s.scopes, scope{el: l, target: target, location: true,
 			inherits: !strings.EqualFold(l.Attr("inheritInChildApplications"), "false")})
 	}
@@ -140,10 +143,8 @@ func OddLocation(doc *xmldoc.Document) string {
 
 // sections returns every element of a section that the file has for one target.
 func (s *source) sections(target string, path []string) (found []*xmldoc.Element, in []scope) {
-	for _, sc := range s.scopes {
-		if !strings.EqualFold(sc.target, target) {
-			continue
-		}
+	for _, i := range s.byTarget[fold(target)] {
+		sc := s.scopes[i]
 		for _, e := range descend(sc.el, path) {
 			found, in = append(found, e), append(in, sc)
 		}
@@ -172,6 +173,7 @@ func (m *Model) read(dir, file string) *source {
 	}
 	s := m.load(dir, file)
 	m.sources[key] = s
+	m.held += s.size()
 	return s
 }
 
@@ -210,8 +212,13 @@ func (m *Model) load(dir, file string) *source {
 	}
 	s := newSource(name, doc)
 	s.dir = dir
-	if s.err == nil && file == WebConfig {
-		s.err = m.unknownSections(s)
+	if file != WebConfig {
+		return s
+	}
+	for _, refuses := range []func(*source) *Invalid{(*source).misplacedDeclarations, m.redeclares, m.unknownSections} {
+		if s.err == nil {
+			s.err = refuses(s)
+		}
 	}
 	return s
 }

@@ -328,7 +328,7 @@ func headerName(variable string) string {
 func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
 	run := inboundRun{req: req, path: req.Path, query: req.RawQuery}
 	done, err := rs.stage(&run, rs.global, true, "/", nil)
-	if err == nil && !done && Within(run.path, base) {
+	if err == nil && !run.over(done) && Within(run.path, base) {
 		_, err = rs.stage(&run, rs.inbound, false, base, nil)
 	}
 	return run.res, err
@@ -339,6 +339,23 @@ type inboundRun struct {
 	req         *Request
 	res         Result
 	path, query string
+}
+
+// over reports whether no distributed rule runs after the global ones: the request is answered, or has gone to another server.
+// That a global rule with stopProcessing ends only its own set of rules is inferred, so Adverse counts it as the end.
+func (r *inboundRun) over(stopped bool) bool {
+	if stopped && r.req.Adverse {
+		return true
+	}
+	switch r.res.Action {
+	case ActionAbort, ActionCustomResponse, ActionRedirect:
+		return true
+	case ActionRewrite:
+		path, _, _ := strings.Cut(r.res.URL, "?")
+		return strings.Contains(path, "://")
+	case ActionNone:
+	}
+	return false
 }
 
 // stage evaluates one set of rules. It says whether nothing after it is evaluated.
@@ -378,7 +395,8 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 		return false, nil
 	}
 	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes()}
-	if req.OwnBase && r.base != "" {
+	// What is open is the base of an inherited rule. A rule of a level below the application is relative to its own level.
+	if r.base != "" && (req.OwnBase || Within(r.base, base)) {
 		base = r.base
 	}
 	if r.url != nil {
