@@ -8,18 +8,18 @@ import (
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
-// files are the web.config files of a server, by directory.
-type files map[string]string
+// webConfigs are the web.config files of a server, by directory.
+type webConfigs map[string]string
 
-func (f files) ConfigFile(dir, file string) ([]byte, string, error) {
+func (f webConfigs) ConfigFile(dir, file string) ([]byte, string, error) {
 	name := dir + `\` + file
 	if text, ok := f[name]; ok {
 		return []byte(text), name, nil
 	}
 	return nil, name, fs.ErrNotExist
 }
-func (files) Canonical(dir string) string { return strings.ToLower(dir) }
-func (files) MaxConfigBytes() int         { return iisconfig.DefaultMaxBytes }
+func (webConfigs) Canonical(dir string) string { return strings.ToLower(dir) }
+func (webConfigs) MaxConfigBytes() int         { return iisconfig.DefaultMaxBytes }
 
 const applicationHost = `<configuration>
   <configSections>
@@ -35,11 +35,11 @@ const applicationHost = `<configuration>
   </system.applicationHost>
 </configuration>`
 
-func rules(inside string) string {
+func rewriteRules(inside string) string {
 	return "<configuration><system.webServer><rewrite>\n<rules>\n" + inside + "\n</rules>\n</rewrite></system.webServer></configuration>"
 }
 
-func rule(name string) string {
+func abort(name string) string {
 	return `<rule name="` + name + `"><match url=".*" /><action type="AbortRequest" /></rule>`
 }
 
@@ -50,9 +50,9 @@ func ExampleModel_At() {
 		fmt.Println(err)
 		return
 	}
-	model := iisconfig.NewModel(server, files{
-		`C:\site\web.config`: rules(rule("of the site")),
-		`C:\owa\web.config`:  rules("<clear />\n" + rule("of OWA")),
+	model := iisconfig.NewModel(server, webConfigs{
+		`C:\site\web.config`: rewriteRules(abort("of the site")),
+		`C:\owa\web.config`:  rewriteRules("<clear />\n" + abort("of OWA")),
 	})
 	site := server.Site("Default Web Site")
 	for _, path := range []string{"/other", "/owa/auth.owa"} {
@@ -80,9 +80,9 @@ func ExamplePlace_Invalid() {
 		fmt.Println(err)
 		return
 	}
-	model := iisconfig.NewModel(server, files{
-		`C:\site\web.config`: rules(rule("A")),
-		`C:\owa\web.config`:  rules(rule("A")),
+	model := iisconfig.NewModel(server, webConfigs{
+		`C:\site\web.config`: rewriteRules(abort("A")),
+		`C:\owa\web.config`:  rewriteRules(abort("A")),
 	})
 	fmt.Println(model.At(server.Site("Default Web Site"), "/owa").Invalid())
 	// Output: C:\owa\web.config:3: rule "A" is defined a second time; the first is at C:\site\web.config:3
