@@ -25,24 +25,19 @@ type local Agent
 
 var _ localapi.Agent = (*local)(nil)
 
-func (l *local) a() *Agent { return (*Agent)(l) }
-
 // Status implements localapi.Agent.
 func (l *local) Status(context.Context) (*stopgapv1.StatusResponse, error) {
 	up := l.uplink.Status()
-	l.mu.Lock()
-	held := l.held
-	l.mu.Unlock()
-	s, err := storedStatus(l.cfg.StateDir, l.journal, held)
+	s, err := storedStatus(l.cfg.StateDir, l.journal, l.policy.Held())
 	if err != nil {
 		return nil, err
 	}
-	s.AgentId, s.Name, s.Facts, s.Health = l.id, (*handler)(l).Hello().GetName(), l.reconcile.Facts(), l.a().health()
+	s.AgentId, s.Name, s.Facts, s.Health = l.id, l.protocol.Name(), l.reconcile.Facts(), l.protocol.Health()
 	s.Controller, s.Connected, s.LastError = l.cfg.Controller, up.Connected, up.LastError
 	if !up.LastContact.IsZero() {
 		s.LastContact = timestamppb.New(up.LastContact)
 	}
-	s.CertificateExpires = timestamppb.New(l.creds.get().Cert.Leaf.NotAfter)
+	s.CertificateExpires = timestamppb.New(l.creds.Get().Cert.Leaf.NotAfter)
 	return s, nil
 }
 

@@ -102,7 +102,7 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, pin string) (
 	if err != nil {
 		return nil, nil, err
 	}
-	held, _, err := trusted(s.stateDir, s.journal)
+	held, _, err := policy.Load(s.stateDir, s.journal)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,7 +128,7 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, pin string) (
 	if err := s.journal.PutPolicy(next); err != nil {
 		return nil, nil, err
 	}
-	if _, _, err := trusted(s.stateDir, s.journal); err != nil { // writes root and floor beside it
+	if _, _, err := policy.Load(s.stateDir, s.journal); err != nil { // writes root and floor beside it
 		return nil, nil, err
 	}
 	r, err := s.reconciler(ctx, parsed)
@@ -139,7 +139,7 @@ func (s *Standalone) ApplyBundle(ctx context.Context, data []byte, pin string) (
 		return nil, nil, err
 	}
 	out, err := s.outcomes()
-	return out, append(policyHealth(next, now), r.Health()...), err
+	return out, append(next.Health(now), r.Health()...), err
 }
 
 func (s *Standalone) reconciler(ctx context.Context, p *policy.Policy) (*reconcile.Reconciler, error) {
@@ -228,7 +228,7 @@ func (s *Standalone) Serve(ctx context.Context, f func(context.Context) error) e
 
 // Status implements localapi.Agent.
 func (s *Standalone) Status(context.Context) (*stopgapv1.StatusResponse, error) {
-	held, notes, err := trusted(s.stateDir, s.journal)
+	held, notes, err := policy.Load(s.stateDir, s.journal)
 	if err != nil { // told, with what the journal has all the same
 		notes = map[string]string{"trust-unreadable": err.Error()}
 		if err := s.journal.HeldPolicy(&held); err != nil {
@@ -243,7 +243,7 @@ func (s *Standalone) Status(context.Context) (*stopgapv1.StatusResponse, error) 
 	for code, text := range notes {
 		out.Health = append(out.Health, &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()})
 	}
-	out.Health = append(out.Health, policyHealth(held, time.Now())...)
+	out.Health = append(out.Health, held.Health(time.Now())...)
 	return out, nil
 }
 

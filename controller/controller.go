@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -221,7 +222,7 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 	c.rollout, err = rollout.New(ctx, rollout.Config{Fleet: authority.Fleet, Store: c.store, Policy: c.policy.Current, Agents: servers{c.fleet, registry},
 		Outcomes: c.store.Outcomes(), Changed: func() { c.sessions.Changed() }, Wake: func(ids []string) { c.sessions.Wake(ids) },
 		Told: func(id, phase, reason string) {
-			trail.Append(ctx, "controller", "rollout", id, "%s: %s", phase, reason)
+			trail.Append(ctx, audit.Controller, "rollout", id, "%s: %s", phase, reason)
 		},
 		Tick: c.cfg.RolloutTick, Logger: log.Named("rollout")})
 	if err != nil {
@@ -232,14 +233,16 @@ func (c *Controller) build(authority *identity.Authority, tlsConfig *tls.Config)
 		Policy: c.policy, Rollout: c.rollout, Registry: registry, Audit: trail, Bundle: authority.Bundle,
 		Heartbeat: c.cfg.Heartbeat, MaxAgents: c.cfg.MaxAgents, Logger: log.Named("session")})
 	registry.OnRevoke(func(id string, why error) { c.sessions.End(id, why) })
-	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), identity.NewGate(authority, registry, log.Named("gate")).Interceptors()...)...)
+	gate := access.New(access.Config{Fleet: authority.Fleet, Authenticators: []access.Authenticator{access.Certificates{}},
+		CheckAgent: registry.Check, Grace: identity.Grace, Audit: trail, Logger: log.Named("gate")})
+	c.server = grpc.NewServer(append(transport.ServerOptions(tlsConfig), gate.Interceptors()...)...)
 	stopgapv1.RegisterAgentServiceServer(c.server, c.sessions)
 	stopgapv1.RegisterEnrollmentServiceServer(c.server, &session.Enrollment{FleetName: authority.Fleet, Registry: registry, Policy: c.policy,
 		Bundle: authority.Bundle, Logger: log.Named("enrollment")})
 	stopgapv1.RegisterFleetServiceServer(c.server, operator.New(operator.Config{Fleet: c.fleet, Outcomes: c.store.Outcomes(), Policy: c.policy,
 		Rollout: c.rollout, Registry: registry, Audit: trail, Recheck: c.sessions.Recheck, Connected: c.sessions.Holds, Logger: log.Named("operator")}))
 	c.rollout.PolicyChanged(ctx)
-	trail.Append(ctx, "controller", "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
+	trail.Append(ctx, audit.Controller, "start", authority.Fleet, "version %s, policy %d, epoch %s: assignments start over", shared.Version, c.policy.Current().Version, c.rollout.Epoch())
 	return nil
 }
 

@@ -79,7 +79,7 @@ func (r *rig) audited(action string, texts ...string) {
 		}
 	entries:
 		for _, e := range resp.GetEntries() {
-			line := e.GetActor() + " " + e.GetSubject() + " " + e.GetDetail()
+			line := e.GetActorKind().String() + " " + e.GetActorName() + " " + e.GetSubject() + " " + e.GetDetail()
 			for _, want := range texts {
 				if !strings.Contains(line, want) {
 					continue entries

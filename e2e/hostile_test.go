@@ -316,3 +316,34 @@ func sha(b []byte) []byte {
 	s := sha256.Sum256(b)
 	return s[:]
 }
+
+func TestAHostNameWithALetterAtTheCutDoesNotKeepOperatorsFromSeeingTheFleet(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	client, creds := attacker(t, r)
+	from := func(machine, host string) error {
+		h := hello(creds.Identity.ID).GetHello()
+		h.Name, h.Facts.MachineId, h.Facts.Host = host, machine, host
+		_, err := client.Pull(t.Context(), &stopgapv1.PullRequest{Hello: h})
+		return err
+	}
+	long := strings.Repeat("a", 255) + "é" // 256 bytes end within the letter
+	if err := from("one machine", long); err != nil {
+		t.Fatal(err)
+	}
+	if err := from("another machine", long); status.Code(err) != codes.FailedPrecondition {
+		t.Fatalf("another machine with one identity: %v", err)
+	}
+	a, err := r.fleet.GetAgent(t.Context(), &stopgapv1.GetAgentRequest{Id: creds.Identity.ID})
+	if err != nil || len(a.GetAgent().GetHealth()) != 1 || !strings.Contains(a.GetAgent().GetHealth()[0].GetText(), "aaa...") {
+		t.Errorf("GetAgent: %v, %v; want the warning with the name cut", a.GetAgent().GetHealth(), err)
+	}
+	st, err := r.fleet.ListAgents(t.Context(), &stopgapv1.ListAgentsRequest{})
+	if err == nil {
+		_, err = st.Recv()
+	}
+	if err != nil {
+		t.Errorf("ListAgents: %v", err)
+	}
+	r.audited("clone-detected", creds.Identity.ID, "aaa...")
+}

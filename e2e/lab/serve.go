@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -90,51 +89,6 @@ func (s *Server) Restarts(app string) int {
 	return s.restarts[strings.ToLower(app)]
 }
 
-// HealthManager plays Managed Availability until ctx ends: its recovery service starts it when it is stopped, and it
-// starts what it finds stopped and enabled.
-func HealthManager(ctx context.Context, dir string, every time.Duration) {
-	d := labdir.Dir(dir)
-	t := time.NewTicker(every)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		services, err := d.Services()
-		if err != nil {
-			continue
-		}
-		up := func(n string) bool { return services[n].State == labdir.Running }
-		if up("MSExchangeHMRecovery") && !up("MSExchangeHM") {
-			_ = d.UpdateServices(func(m map[string]labdir.Service) error {
-				hm := m["MSExchangeHM"]
-				hm.StartType, hm.State = labdir.StartAutomatic, labdir.Running
-				m["MSExchangeHM"] = hm
-				return nil
-			})
-			continue
-		}
-		if !up("MSExchangeHM") {
-			continue
-		}
-		_ = d.UpdateServices(func(m map[string]labdir.Service) error {
-			for n, v := range m {
-				if strings.HasPrefix(n, "MSExchange") && v.State == labdir.Stopped {
-					v.StartType, v.State = labdir.StartAutomatic, labdir.Running
-					m[n] = v
-				}
-			}
-			return nil
-		})
-		_ = d.UpdatePools(func(m map[string]string) error {
-			clear(m)
-			return nil
-		})
-	}
-}
-
 func (s *Server) fileStamp(p string) string {
 	st, err := os.Stat(p)
 	if err != nil {
@@ -189,7 +143,7 @@ func (s *Server) refresh() {
 	s.model = iisconfig.NewModel(srv, recorder{s.dir, s})
 	for _, site := range srv.FrontEndSites() { // so that every application's file is watched
 		for _, path := range site.Places() {
-			s.model.At(site, path).Invalid()
+			_ = s.model.At(site, path).Invalid()
 		}
 	}
 }

@@ -9,11 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"regexp"
 	"sort"
-	"strconv"
-	"strings"
 
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
@@ -24,12 +20,6 @@ const MaxBytes = 16 << 20
 const (
 	maxEntries  = tufpolicy.MaxRoots + tufpolicy.MaxTargets + 1
 	maxUnpacked = tufpolicy.MaxDocuments + tufpolicy.MaxRoots*tufpolicy.MaxRoot/4 + tufpolicy.MaxTargetsMetadata
-	maxDocument = 1 << 20
-)
-
-var (
-	rootName    = regexp.MustCompile(`^metadata/([1-9][0-9]{0,8})\.root\.json$`)
-	targetsName = regexp.MustCompile(`^metadata/[1-9][0-9]{0,8}\.targets\.json$`)
 )
 
 // Pack writes a bundle of files as policydir.Dir.Files gives them: contents by path with slashes. The same files give the same
@@ -66,22 +56,14 @@ func Unpack(data []byte) (s tufpolicy.Signed, err error) {
 		return s, fmt.Errorf("bundle: %d entries, limit %d", len(z.File), maxEntries)
 	}
 	s.Documents = map[string][]byte{}
-	roots := map[int][]byte{}
+	roots := map[uint64][]byte{}
 	total := 0
 	for _, f := range z.File {
-		limit := maxDocument
-		root := rootName.FindStringSubmatch(f.Name)
-		doc, isDoc := strings.CutPrefix(f.Name, "targets/")
-		switch {
-		case root != nil:
-			limit = tufpolicy.MaxRoot
-		case targetsName.MatchString(f.Name):
-			limit = tufpolicy.MaxTargetsMetadata
-		case isDoc && path.Clean(f.Name) == f.Name && tufpolicy.AllowedPath(doc):
-		default:
+		is, ok := tufpolicy.ParseFile(f.Name)
+		if !ok {
 			return s, fmt.Errorf("bundle: %.80q has no place in a bundle", f.Name)
 		}
-		content, err := read(f, limit)
+		content, err := read(f, is.Limit())
 		if err != nil {
 			return s, fmt.Errorf("bundle: %s: %w", f.Name, err)
 		}
@@ -90,16 +72,12 @@ func Unpack(data []byte) (s tufpolicy.Signed, err error) {
 		}
 		twice := false
 		switch {
-		case root != nil:
-			v, err := strconv.Atoi(root[1])
-			if err != nil {
-				return s, fmt.Errorf("bundle: %s: %w", f.Name, err)
-			}
-			_, twice = roots[v]
-			roots[v] = content
-		case isDoc:
-			_, twice = s.Documents[doc]
-			s.Documents[doc] = content
+		case is.Root > 0:
+			_, twice = roots[is.Root]
+			roots[is.Root] = content
+		case is.Document != "":
+			_, twice = s.Documents[is.Document]
+			s.Documents[is.Document] = content
 		default:
 			twice = s.Targets != nil
 			s.Targets = content
@@ -111,7 +89,7 @@ func Unpack(data []byte) (s tufpolicy.Signed, err error) {
 	if s.Targets == nil {
 		return s, errors.New("bundle: no targets metadata in it")
 	}
-	for v := 1; v <= len(roots); v++ {
+	for v := uint64(1); v <= uint64(len(roots)); v++ {
 		if roots[v] == nil {
 			return s, fmt.Errorf("bundle: %d roots, and root %d is missing", len(roots), v)
 		}

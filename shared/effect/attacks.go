@@ -10,12 +10,16 @@ import (
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Attack is a request by which a mitigation's effect is judged.
 type Attack struct {
 	// Name says what it is: "probe" or a CVE, and the request.
-	Name   string
+	Name string
+	// CVE is the vulnerability that the request is published for; "" for a probe, of which Probe is the index in the document.
+	CVE    string
+	Probe  int
 	Method string
 	// Path is decoded and absolute; RawPath and Query are as sent.
 	Path, RawPath, Query string
@@ -30,7 +34,7 @@ type Attack struct {
 // empty for a document that has neither (a fresh exploit).
 func Attacks(m *stopgapv1.Mitigation) []Attack {
 	var out []Attack
-	for _, p := range m.GetProbes() {
+	for i, p := range m.GetProbes() {
 		e := p.GetEffect()
 		if e == nil || !e.GetExpectAborted() && e.GetExpectStatus() < http.StatusBadRequest && len(e.GetExpectHeader()) == 0 {
 			continue // only a server's answer can show it
@@ -44,12 +48,12 @@ func Attacks(m *stopgapv1.Mitigation) []Attack {
 		} else if !e.GetExpectAborted() {
 			a.WantStatus = int(e.GetExpectStatus())
 		}
+		a.Probe = i
 		out = append(out, a)
 	}
 	for _, cve := range m.GetCves() {
-		for _, p := range published[cve] {
-			a, err := parse(cve, p.request, p.headers)
-			if err == nil && !contains(out, a) {
+		for _, a := range Published(cve) {
+			if !contains(out, a) {
 				out = append(out, a)
 			}
 		}
@@ -57,8 +61,17 @@ func Attacks(m *stopgapv1.Mitigation) []Attack {
 	return out
 }
 
-// Published reports whether attack requests for a CVE are known.
-func Published(cve string) bool { return len(published[cve]) > 0 }
+// Published returns the attack requests that are known for a CVE.
+func Published(cve string) []Attack {
+	var out []Attack
+	for _, p := range published[cve] {
+		if a, err := parse(cve, p.request, p.headers); err == nil {
+			a.CVE = cve
+			out = append(out, a)
+		}
+	}
+	return out
+}
 
 // NewAttack reads "METHOD path-and-query".
 func NewAttack(name, request string, headers map[string]string) (Attack, error) {
@@ -85,13 +98,7 @@ func parse(name, request string, headers map[string]string) (Attack, error) {
 	return a, nil
 }
 
-func shorten(s string) string {
-	const most = 60
-	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "..."
-	}
-	return s
-}
+func shorten(s string) string { return bounded.Text(s, 63) }
 
 func contains(list []Attack, a Attack) bool {
 	for _, x := range list {

@@ -61,6 +61,8 @@ type Rules struct {
 type Rule struct {
 	Name    string
 	Element *xmldoc.Element
+	// Doc is the fragment that Element is in.
+	Doc *xmldoc.Document
 	// Pre is the precondition that an outbound rule names; nil for none.
 	Pre *xmldoc.Element
 }
@@ -81,7 +83,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		return r, err
 	}
 	for _, e := range doc.Root.All("rule") {
-		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e})
+		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e, Doc: doc})
 		parts.Inbound = append(parts.Inbound, urlrewrite.Part{Element: e, Doc: doc})
 	}
 	if doc, err = read(outbound); err != nil {
@@ -92,7 +94,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		parts.PreConditions = append(parts.PreConditions, urlrewrite.Part{Element: p, Doc: doc})
 	}
 	for _, e := range doc.Root.All("rule") {
-		rule := Rule{Name: e.Attr("name"), Element: e}
+		rule := Rule{Name: e.Attr("name"), Element: e, Doc: doc}
 		for _, p := range pres.All("preCondition") {
 			if strings.EqualFold(p.Attr("name"), e.Attr("preCondition")) {
 				rule.Pre = p
@@ -223,7 +225,7 @@ func (a Attack) satisfied(rs *urlrewrite.Ruleset, req *urlrewrite.Request, res u
 	return true
 }
 
-// Attack judges one attack request at a site.
+// Judge judges one attack request at a site.
 func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 	p := m.At(site, a.Path)
 	c := Check{What: site.Name + ": " + a.Name, Site: site.Name, App: p.App}

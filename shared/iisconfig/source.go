@@ -64,11 +64,6 @@ func (e *Invalid) Error() string {
 	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
 }
 
-// same reports whether two reasons are the same one. Lines move when a file is edited.
-func (e *Invalid) same(o *Invalid) bool {
-	return e != nil && o != nil && e.HResult == o.HResult && e.File == o.File && e.Msg == o.Msg
-}
-
 // source is one configuration file, read once.
 type source struct {
 	name string

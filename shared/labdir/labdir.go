@@ -20,12 +20,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
-	"time"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -144,18 +146,13 @@ func (d Dir) ReadFile(windows string) ([]byte, string, error) {
 	return data, p, err
 }
 
+// readBounded reads a file of the lab server. Errors: iisconfig.ErrTooLarge.
 func readBounded(p string) ([]byte, error) {
-	st, err := os.Stat(p)
-	if err != nil {
-		return nil, err
+	data, err := files.Read(p, MaxFile)
+	if errors.Is(err, files.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", err, iisconfig.ErrTooLarge)
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", p)
-	}
-	if st.Size() > MaxFile {
-		return nil, fmt.Errorf("%s: %d bytes, limit %d: %w", p, st.Size(), MaxFile, iisconfig.ErrTooLarge)
-	}
-	return os.ReadFile(p)
+	return data, err
 }
 
 // ConfigFile reads a configuration file of a physical directory; it makes Dir an iisconfig.Files.
@@ -196,7 +193,7 @@ func (d Dir) WriteServer(s Server) error { return d.write(ServerFile, s) }
 
 // FrontEnd is the address of the web site; "" while nobody serves it.
 func (d Dir) FrontEnd() (string, error) {
-	data, err := readBounded(filepath.Join(string(d), FrontEndFile))
+	data, err := files.Read(filepath.Join(string(d), FrontEndFile), MaxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -242,7 +239,7 @@ func (d Dir) UpdatePools(change func(map[string]string) error) error {
 }
 
 func update[T any](d Dir, file string, read func() (map[string]T, error), change func(map[string]T) error) error {
-	unlock, err := d.lock(file)
+	unlock, err := d.lock()
 	if err != nil {
 		return err
 	}
@@ -251,7 +248,8 @@ func update[T any](d Dir, file string, read func() (map[string]T, error), change
 	if err != nil {
 		return err
 	}
-	if err := change(m); err != nil {
+	before := maps.Clone(m)
+	if err := change(m); err != nil || reflect.DeepEqual(before, m) {
 		return err
 	}
 	return d.write(file, m)
@@ -299,7 +297,7 @@ func (d Dir) SetServicing(on bool) error {
 }
 
 func (d Dir) read(file string, v any) error {
-	data, err := readBounded(filepath.Join(string(d), file))
+	data, err := files.Read(filepath.Join(string(d), file), MaxFile)
 	if err != nil {
 		return err
 	}
@@ -314,50 +312,5 @@ func (d Dir) write(file string, v any) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(string(d), file+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(string(d), file))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
-}
-
-// Two processes change services.json: the agent and whoever plays the server. The lock is a file made with O_EXCL, so
-// that it works alike on every system; one left by a killed process is taken over after staleLock.
-const (
-	staleLock = 2 * time.Second
-	lockPoll  = 5 * time.Millisecond
-	lockWait  = 10 * time.Second
-)
-
-func (d Dir) lock(file string) (unlock func(), err error) {
-	p := filepath.Join(string(d), file+".lock")
-	deadline := time.Now().Add(lockWait)
-	for {
-		f, err := os.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err == nil {
-			_ = f.Close()
-			return func() { _ = os.Remove(p) }, nil
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return nil, err
-		}
-		if st, serr := os.Stat(p); serr == nil && time.Since(st.ModTime()) > staleLock {
-			_ = os.Remove(p)
-			continue
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("%s: held for more than %s", p, lockWait)
-		}
-		time.Sleep(lockPoll)
-	}
+	return files.Replace(filepath.Join(string(d), file), append(data, '\n'), files.Private)
 }

@@ -1,11 +1,8 @@
 // Package policydir is a policy as people keep and sign it: a directory that goes from one signer to the next, on any
 // medium. It needs no controller and no network, and imports only what is shared.
 //
-//	metadata/<n>.root.json      every root, from the first
-//	metadata/<n>.targets.json   every version of the targets metadata; the newest may still lack signatures: the draft
-//	targets/policy.yaml         which revisions are allowed, and what the controller is permitted
-//	targets/fixed-builds.yaml   which builds are fixed
-//	targets/mitigations/<id>/<revision>.yaml
+// Its files are those of tufpolicy.ParseFile: every root, and every version of the targets metadata, of which the newest may still
+// lack signatures (the draft); and the documents of the newest.
 package policydir
 
 import (
@@ -14,15 +11,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -32,8 +28,6 @@ import (
 const (
 	DefaultRootLife    = 365 * 24 * time.Hour
 	DefaultTargetsLife = 90 * 24 * time.Hour
-	metadataDir        = "metadata"
-	targetsDir         = "targets"
 )
 
 // Errors that callers branch on.
@@ -64,7 +58,7 @@ func (d *Dir) Path() string { return d.path }
 // Open reads a policy directory, bounded.
 func Open(dir string) (*Dir, error) {
 	d := &Dir{path: dir, roots: map[uint64][]byte{}, targets: map[uint64][]byte{}, docs: map[string][]byte{}}
-	entries, err := os.ReadDir(filepath.Join(dir, metadataDir))
+	entries, err := os.ReadDir(filepath.Join(dir, tufpolicy.MetadataDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w", dir, ErrNone)
 	}
@@ -82,40 +76,30 @@ func Open(dir string) (*Dir, error) {
 	return d, d.resolve()
 }
 
-func (d *Dir) readMetadata(name string) error {
-	number, kind, _ := strings.Cut(name, ".")
-	n, err := strconv.ParseUint(number, 10, 63)
-	if err != nil || n == 0 || strconv.FormatUint(n, 10) != number {
-		return nil //nolint:nilerr // not one of ours: an editor's backup, say
-	}
-	into, limit := d.roots, int64(tufpolicy.MaxRoot)
-	switch kind {
-	case "root.json":
-	case "targets.json":
-		into, limit = d.targets, tufpolicy.MaxTargetsMetadata
-	default:
-		return nil
-	}
-	into[n], err = readBounded(filepath.Join(d.path, metadataDir, name), limit)
-	return err
+// file is where a file of the policy is.
+func (d *Dir) file(f tufpolicy.File) string {
+	return filepath.Join(d.path, filepath.FromSlash(f.Path()))
 }
 
-func readBounded(p string, limit int64) ([]byte, error) {
-	st, err := os.Lstat(p)
+func (d *Dir) readMetadata(name string) error {
+	is, ok := tufpolicy.ParseFile(tufpolicy.MetadataDir + "/" + name)
+	if !ok {
+		return nil // not one of ours: an editor's backup, say
+	}
+	data, err := files.ReadRegular(d.file(is), is.Limit())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", p)
+	if is.Root > 0 {
+		d.roots[is.Root] = data
+	} else {
+		d.targets[is.Targets] = data
 	}
-	if st.Size() > limit {
-		return nil, fmt.Errorf("%s has %d bytes, limit %d", p, st.Size(), limit)
-	}
-	return os.ReadFile(p)
+	return nil
 }
 
 func (d *Dir) readDocuments() error {
-	base := filepath.Join(d.path, targetsDir)
+	base := filepath.Join(d.path, tufpolicy.TargetsDir)
 	return filepath.WalkDir(base, func(p string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err
@@ -124,14 +108,14 @@ func (d *Dir) readDocuments() error {
 		if err != nil {
 			return err
 		}
-		rel = filepath.ToSlash(rel)
-		if !tufpolicy.AllowedPath(rel) {
+		is, ok := tufpolicy.ParseFile(tufpolicy.TargetsDir + "/" + filepath.ToSlash(rel))
+		if !ok {
 			return fmt.Errorf("%s has no place in a policy directory", p)
 		}
 		if len(d.docs) >= tufpolicy.MaxTargets {
 			return fmt.Errorf("%s: more than %d documents", base, tufpolicy.MaxTargets)
 		}
-		d.docs[rel], err = readBounded(p, mitigation.MaxBytes)
+		d.docs[is.Document], err = files.ReadRegular(p, is.Limit())
 		return err
 	})
 }
@@ -265,7 +249,7 @@ type InitConfig struct {
 
 // Init makes a policy directory with an unsigned root and empty, unsigned targets.
 func Init(dir string, c InitConfig) (*Dir, error) {
-	if _, err := os.Stat(filepath.Join(dir, metadataDir)); err == nil {
+	if _, err := os.Stat(filepath.Join(dir, tufpolicy.MetadataDir)); err == nil {
 		return nil, fmt.Errorf("%s is a policy directory already; nothing was changed", dir)
 	}
 	for _, x := range []struct {
@@ -293,7 +277,7 @@ func Init(dir string, c InitConfig) (*Dir, error) {
 	}
 	tg := metadata.Targets(c.Now.Add(c.TargetsLife).UTC().Truncate(time.Second))
 	d := &Dir{path: dir, rootDraft: r, head: tg, docs: map[string][]byte{}, roots: map[uint64][]byte{}, targets: map[uint64][]byte{}}
-	if err := os.MkdirAll(filepath.Join(dir, metadataDir), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, tufpolicy.MetadataDir), 0o755); err != nil {
 		return nil, err
 	}
 	if err := d.putDocument(tufpolicy.PolicyName, (&mitigation.PolicyTable{}).YAML()); err != nil {
@@ -312,7 +296,7 @@ func (d *Dir) writeRoot() error {
 		return err
 	}
 	d.roots[uint64(d.rootDraft.Signed.Version)] = data
-	return writeFile(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.root.json", d.rootDraft.Signed.Version)), data)
+	return files.Replace(d.file(tufpolicy.File{Root: uint64(d.rootDraft.Signed.Version)}), data, files.Public)
 }
 
 // writeHead brings the head's targets up to the documents and writes it.
@@ -334,33 +318,16 @@ func (d *Dir) writeTargets() error {
 		return err
 	}
 	d.targets[uint64(d.head.Signed.Version)] = data
-	return writeFile(filepath.Join(d.path, metadataDir, fmt.Sprintf("%d.targets.json", d.head.Signed.Version)), data)
+	return files.Replace(d.file(tufpolicy.File{Targets: uint64(d.head.Signed.Version)}), data, files.Public)
 }
 
 func (d *Dir) putDocument(p string, data []byte) error {
-	full := filepath.Join(d.path, targetsDir, filepath.FromSlash(p))
+	full := d.file(tufpolicy.File{Document: p})
 	if err := os.MkdirAll(filepath.Dir(full), 0o755); err != nil {
 		return err
 	}
 	d.docs[p] = data
-	return writeFile(full, data)
-}
-
-// writeFile replaces a file in one step.
-func writeFile(name string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
-	return err
+	return files.Replace(full, data, files.Public)
 }
 
 // edit makes the head a draft that can be changed: the next version where the head is signed, else the head itself without
@@ -464,10 +431,10 @@ func (d *Dir) change(put map[string][]byte, gone []string, lines []string, now t
 	}
 	// The metadata no longer names them; what is left of an interrupted run is only a file too many, which Open refuses.
 	for _, p := range gone {
-		if err := os.Remove(filepath.Join(d.path, targetsDir, filepath.FromSlash(p))); err != nil {
+		if err := os.Remove(d.file(tufpolicy.File{Document: p})); err != nil {
 			return nil, err
 		}
-		_ = os.Remove(filepath.Join(d.path, targetsDir, filepath.FromSlash(path.Dir(p)))) // if it is empty now
+		_ = os.Remove(filepath.Dir(d.file(tufpolicy.File{Document: p}))) // if it is empty now
 	}
 	return append(lines, notes...), nil
 }

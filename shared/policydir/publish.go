@@ -47,12 +47,12 @@ func (d *Dir) Files() (map[string][]byte, error) {
 	}
 	out := map[string][]byte{}
 	for v, data := range d.roots {
-		out[fmt.Sprintf("%s/%d.root.json", metadataDir, v)] = data
+		out[tufpolicy.File{Root: v}.Path()] = data
 	}
 	v := uint64(d.head.Signed.Version)
-	out[fmt.Sprintf("%s/%d.targets.json", metadataDir, v)] = d.targets[v]
+	out[tufpolicy.File{Targets: v}.Path()] = d.targets[v]
 	for p, data := range d.docs {
-		out[targetsDir+"/"+p] = data
+		out[tufpolicy.File{Document: p}.Path()] = data
 	}
 	return out, nil
 }
@@ -172,12 +172,17 @@ func (d *Dir) Diff() ([]string, error) {
 	n := len(out)
 	for _, p := range sortedKeys(d.head.Signed.Targets) {
 		sum := fmt.Sprintf("%x", []byte(d.head.Signed.Targets[p].Hashes["sha256"]))
-		switch {
-		case p == tufpolicy.PolicyName:
-		case old[p] == "":
-			out = append(out, "  adds "+d.describe(p))
-		case old[p] != sum:
-			out = append(out, "  changes "+d.describe(p))
+		if p == tufpolicy.PolicyName || old[p] == sum {
+			continue
+		}
+		what, err := d.describe(p)
+		if err != nil {
+			return nil, err
+		}
+		if old[p] == "" {
+			out = append(out, "  adds "+what)
+		} else {
+			out = append(out, "  changes "+what)
 		}
 	}
 	for _, p := range sortedKeys(old) {
@@ -220,32 +225,48 @@ func (d *Dir) inventory() []string {
 	return out
 }
 
-func (d *Dir) describe(p string) string {
+// ErrNotUnderstood is returned for a document that this version can't describe in full to somebody who is to sign it.
+var ErrNotUnderstood = errors.New("this version of stopgap does not understand all of it; sign it with a newer one, or not at all")
+
+// describe says in words what a document does. Errors: ErrNotUnderstood.
+func (d *Dir) describe(p string) (string, error) {
 	if p == mitigation.FixedBuildsName {
-		if fb, err := mitigation.ParseFixedBuilds(p, d.docs[p]); err == nil {
-			return fmt.Sprintf("the fixed-builds table, revision %d", fb.GetRevision())
+		fb, err := mitigation.ParseFixedBuilds(p, d.docs[p])
+		if err != nil {
+			return "", fmt.Errorf("%s: %w (%w)", p, ErrNotUnderstood, err)
 		}
-		return "the fixed-builds table"
+		return fmt.Sprintf("the fixed-builds table, revision %d", fb.GetRevision()), nil
 	}
 	doc, err := mitigation.Parse(p, d.docs[p])
 	if err != nil {
-		return p + ", which can't be read"
+		return "", fmt.Errorf("%s: %w (%w)", p, ErrNotUnderstood, err)
 	}
 	var acts []string
 	for _, a := range doc.GetActions() {
-		switch {
-		case a.GetUrlRewrite() != nil:
-			acts = append(acts, "rewrite rule at "+a.GetUrlRewrite().GetLocation().GetPath())
-		case a.GetService() != nil:
-			acts = append(acts, "stops service "+a.GetService().GetName())
-		case a.GetAppPool() != nil:
-			acts = append(acts, "stops app pool "+a.GetAppPool().GetName())
+		what, err := describeAction(a)
+		if err != nil {
+			return "", fmt.Errorf("%s: action %s: %w", p, a.GetId(), err)
 		}
+		acts = append(acts, what)
 	}
 	if len(acts) == 0 {
 		acts = []string{"changes nothing on a server"}
 	}
-	return fmt.Sprintf("%s (%s): %s", doc.Ref(), strings.TrimPrefix(doc.GetSeverity().String(), "SEVERITY_"), strings.Join(acts, ", "))
+	return fmt.Sprintf("%s (%s): %s", doc.Ref(), strings.TrimPrefix(doc.GetSeverity().String(), "SEVERITY_"), strings.Join(acts, ", ")), nil
+}
+
+// describeAction says in words what one action does. Errors: ErrNotUnderstood, for a kind that it does not know.
+func describeAction(a *stopgapv1.Action) (string, error) {
+	switch a.GetKind().(type) {
+	case *stopgapv1.Action_UrlRewrite:
+		return "rewrite rule at " + a.GetUrlRewrite().GetLocation().GetPath(), nil
+	case *stopgapv1.Action_Service:
+		return "stops service " + a.GetService().GetName(), nil
+	case *stopgapv1.Action_AppPool:
+		return "stops app pool " + a.GetAppPool().GetName(), nil
+	default:
+		return "", ErrNotUnderstood
+	}
 }
 
 func allowed(t *mitigation.PolicyTable) string {

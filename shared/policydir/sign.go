@@ -13,7 +13,7 @@ import (
 )
 
 // Sign adds a key's signature to what still lacks signatures and names the key: a draft root (by the keys of the root before
-// it, and by its own), and the newest targets. It says what it signed, and what is still missing.
+// it, and by its own), and the newest targets. It says what it signed, and what is still missing. Errors: ErrNotUnderstood.
 func (d *Dir) Sign(k *signkey.Key) (lines []string, err error) {
 	signer, err := k.Signer()
 	if err != nil {
@@ -45,6 +45,9 @@ func (d *Dir) Sign(k *signkey.Key) (lines []string, err error) {
 		if signed(d.head.Signatures, k.ID) {
 			lines = append(lines, fmt.Sprintf("targets %d has this key's signature already", d.head.Signed.Version))
 		} else {
+			if _, err := d.Diff(); err != nil { // nobody signs what can't be described to them
+				return nil, err
+			}
 			if _, err := d.head.Sign(signer); err != nil {
 				return nil, err
 			}

@@ -12,7 +12,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,6 +19,8 @@ import (
 	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/stopgap-em/stopgap/shared/files"
 )
 
 // Roles whose keys are made here.
@@ -106,24 +107,15 @@ func (k *Key) Save(dir string, passphrase []byte) (keyPath, pubPath string, err 
 		return "", "", err
 	}
 	base := filepath.Join(dir, k.Role+"-"+k.ID[:8])
-	if err := writeNew(base+".key", append(private, '\n'), 0o600); err != nil {
+	if err := files.Create(base+".key", append(private, '\n'), files.Private); err != nil {
 		return "", "", err
 	}
-	return base + ".key", base + ".pub", writeNew(base+".pub", append(public, '\n'), 0o644)
-}
-
-func writeNew(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	return base + ".key", base + ".pub", files.Create(base+".pub", append(public, '\n'), files.Public)
 }
 
 // Load reads an encrypted private key. Errors: ErrPassphrase; a file that is none.
 func Load(path string, passphrase []byte) (*Key, error) {
-	data, err := readBounded(path)
+	data, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -167,22 +159,11 @@ func ParsePublic(name string, data []byte) (Public, error) {
 
 // LoadPublic reads the public half of a key from a file.
 func LoadPublic(path string) (Public, error) {
-	data, err := readBounded(path)
+	data, err := files.Read(path, maxFile)
 	if err != nil {
 		return Public{}, err
 	}
 	return ParsePublic(path, data)
-}
-
-func readBounded(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() > maxFile {
-		return nil, fmt.Errorf("%s has %d bytes; a key file has at most %d", path, st.Size(), maxFile)
-	}
-	return os.ReadFile(path)
 }
 
 // SavePlain writes an online key unencrypted (PKCS #8, PEM, 0600): the controller signs with it unattended, and a secret
@@ -192,12 +173,12 @@ func (k *Key) SavePlain(path string) error {
 	if err != nil {
 		return errors.New("the key can't be encoded")
 	}
-	return writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return files.Create(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), files.Private)
 }
 
 // LoadPlain reads an online key.
 func LoadPlain(path, role string) (*Key, error) {
-	data, err := readBounded(path)
+	data, err := files.Read(path, maxFile)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stopgap-em/stopgap/shared/files"
 )
 
 // Kind is what a certificate's holder is.
@@ -99,7 +101,7 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	if err != nil {
 		return errors.New("credentials: the key can't be encoded")
 	}
-	if err := MakePrivateDir(dir); err != nil {
+	if err := files.MakePrivateDir(dir); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
 	if _, err := os.Lstat(filepath.Join(dir, KeyFile)); err == nil {
@@ -108,23 +110,8 @@ func WriteCredentials(dir string, cas [][]byte, cert []byte, key *ecdsa.PrivateK
 	if err := ReplaceCertificates(dir, cas, cert); err != nil {
 		return err
 	}
-	return ReplaceFile(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
+	return files.Replace(filepath.Join(dir, KeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), files.Private)
 }
-
-// MakePrivateDir makes a directory, where it is not there, that nobody but its owner (on Windows: SYSTEM and Administrators) can look
-// into.
-func MakePrivateDir(dir string) error {
-	if err := makePrivate(dir); err != nil {
-		return fmt.Errorf("%s can't be kept from others: %w", dir, err)
-	}
-	return nil
-}
-
-// ErrPlanted is returned for a directory that somebody else made, who could read and change what is put there. Windows only.
-var ErrPlanted = errors.New("somebody who is no administrator made it: move it away")
-
-// WritePrivate replaces a file in one step that nobody but its owner (on Windows: SYSTEM and Administrators) can read.
-func WritePrivate(name string, data []byte) error { return ReplaceFile(name, data, 0o600) }
 
 // ReplaceCertificates replaces ca.pem and cert.pem of a credential directory, each in one step. The CA goes first: with it
 // alone the old certificate still works.
@@ -133,37 +120,15 @@ func ReplaceCertificates(dir string, cas [][]byte, cert []byte) error {
 	for _, ca := range cas {
 		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca})...)
 	}
-	if err := ReplaceFile(filepath.Join(dir, CAFile), bundle, 0o644); err != nil {
+	if err := files.Replace(filepath.Join(dir, CAFile), bundle, files.Public); err != nil {
 		return err
 	}
-	return ReplaceFile(filepath.Join(dir, CertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o644)
-}
-
-// ReplaceFile replaces a file in one step; until it is complete nobody else can read it.
-func ReplaceFile(name string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*") // 0600 until it is complete
-	if err != nil {
-		return err
-	}
-	if mode&0o077 == 0 {
-		err = private(tmp.Name())
-	}
-	if err == nil {
-		_, err = tmp.Write(data)
-	}
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
-	return err
+	return files.Replace(filepath.Join(dir, CertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), files.Public)
 }
 
 // RemoveCredentials removes a credential directory and nothing else: what is not of one stays, and so does the directory then.
 func RemoveCredentials(dir string) error {
-	left, err := filepath.Glob(filepath.Join(dir, ".new-*"))
+	left, err := filepath.Glob(filepath.Join(dir, files.TempPattern))
 	if err != nil {
 		return err
 	}
@@ -202,7 +167,7 @@ func Recover(dir string) {
 	}
 	for _, from := range []string{dir + ".new", dir + ".old"} {
 		if _, err := os.Stat(filepath.Join(from, KeyFile)); err == nil { // the key is written last
-			_ = os.Rename(from, dir)
+			_ = files.Rename(from, dir)
 			return
 		}
 	}

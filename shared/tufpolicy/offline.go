@@ -32,7 +32,7 @@ func VerifySigned(st State, s Signed, now time.Time) (State, error) {
 
 func verifySigned(st State, s Signed, now time.Time) (next State, err error) {
 	defer contained(&err)
-	if err := bounded(Update{Roots: s.Roots, Targets: s.Targets, Documents: s.Documents}); err != nil {
+	if err := withinBounds(Update{Roots: s.Roots, Targets: s.Targets, Documents: s.Documents}); err != nil {
 		return st, err
 	}
 	tm, root, err := followRoots(st.Root, s.Roots)

@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/trustedmetadata"
 
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
 
@@ -37,9 +37,6 @@ const (
 	MaxDocuments = 12 << 20
 	maxSigs      = 64
 )
-
-// PolicyName is the path of the table of what is allowed.
-const PolicyName = "policy.yaml"
 
 // State is the policy that is trusted. The zero State trusts nothing and accepts nothing.
 type State struct {
@@ -99,27 +96,6 @@ func (r *Refusal) Unwrap() error { return r.Err }
 func refuse(format string, args ...any) error { return &Refusal{Err: fmt.Errorf(format, args...)} }
 func again(format string, args ...any) error {
 	return &Refusal{Retry: true, Err: fmt.Errorf(format, args...)}
-}
-
-var documentPath = regexp.MustCompile(`^mitigations/([A-Za-z0-9](?:[-._]?[A-Za-z0-9]){0,39})/([1-9][0-9]{0,6})\.yaml$`)
-
-// DocumentPath is where a revision stands among the targets.
-func DocumentPath(id string, revision uint32) string {
-	return fmt.Sprintf("mitigations/%s/%d.yaml", id, revision)
-}
-
-// AllowedPath says whether a target may have this path.
-func AllowedPath(p string) bool {
-	return p == PolicyName || p == mitigation.FixedBuildsName || documentPath.MatchString(p)
-}
-
-// ParsePath splits the path of a mitigation document; ok is false for the two tables.
-func ParsePath(p string) (id, revision string, ok bool) {
-	m := documentPath.FindStringSubmatch(p)
-	if m == nil {
-		return "", "", false
-	}
-	return m[1], m[2], true
 }
 
 // RootFingerprint is how a token, a stick or a person names a root: the SHA-256 of its exact bytes.
@@ -188,7 +164,7 @@ func common(what, typ, want, spec string, version int64, sigs int) error {
 	return nil
 }
 
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 64)], "?") }
+func clip(s string) string { return bounded.Text(s, 64) }
 
 // Verify checks an update against what is trusted and gives what is to be trusted instead: signatures to the threshold,
 // expiry at now, no version that goes back, length and hash of every part. All of it or nothing. Errors: ErrUnchanged,
@@ -238,7 +214,7 @@ func verify(st State, u Update, now time.Time) (next State, err error) {
 	if len(st.Root) == 0 {
 		return st, ErrNoRoot
 	}
-	if err := bounded(u); err != nil {
+	if err := withinBounds(u); err != nil {
 		return st, err
 	}
 	if err := shaped(u); err != nil {
@@ -293,7 +269,7 @@ func (s *State) setExpiry(root, timestamp, snapshot, targets time.Time) {
 	}
 }
 
-func bounded(u Update) error {
+func withinBounds(u Update) error {
 	for _, x := range []struct {
 		name       string
 		got, limit int

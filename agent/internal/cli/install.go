@@ -20,8 +20,8 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/settings"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/logging"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 func install(o *options) *cobra.Command {
@@ -89,15 +89,15 @@ func install(o *options) *cobra.Command {
 // aside makes the state directory; one that somebody made who is no administrator is moved away first: what is in it is not to be
 // believed.
 func aside(state string) error {
-	err := trust.MakePrivateDir(state)
-	if !errors.Is(err, trust.ErrPlanted) {
+	err := files.MakePrivateDir(state)
+	if !errors.Is(err, files.ErrPlanted) {
 		return err
 	}
 	to := fmt.Sprintf("%s.untrusted-%s", state, time.Now().UTC().Format("20060102T150405"))
 	if rerr := os.Rename(state, to); rerr != nil {
 		return errors.Join(err, rerr)
 	}
-	return trust.MakePrivateDir(state)
+	return files.MakePrivateDir(state)
 }
 
 func tellOnce(id event.ID, format string, args ...any) {

@@ -21,6 +21,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/settings"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/logging"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -50,7 +51,7 @@ func run(o *options, stderr io.Writer) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := stderr
 			if asService {
-				if err := trust.MakePrivateDir(o.state); err != nil {
+				if err := files.MakePrivateDir(o.state); err != nil {
 					return err
 				}
 				file := &lumberjack.Logger{Filename: filepath.Join(o.state, "logs", "agent.log"), MaxSize: logMegabytes, MaxBackups: logFiles}

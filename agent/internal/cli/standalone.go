@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/bundle"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/logging"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -40,7 +40,7 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 			"Drift is repaired when it is applied again. Exit 1 when something is not as it should be.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			data, err := readBundle(file)
+			data, err := files.Read(file, bundle.MaxBytes)
 			if err != nil {
 				return err
 			}
@@ -86,15 +86,6 @@ func apply(o *options, stderr io.Writer) *cobra.Command {
 	f.VarP(&format, "output", "o", "table, json, csv or yaml")
 	_ = c.MarkFlagRequired("bundle")
 	return c
-}
-
-func readBundle(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	return io.ReadAll(io.LimitReader(f, bundle.MaxBytes+1)) // one too many: Unpack refuses it
 }
 
 func revert(o *options, stderr io.Writer) *cobra.Command {

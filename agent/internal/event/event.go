@@ -5,11 +5,11 @@ package event
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
@@ -110,8 +110,7 @@ func (t *Teller) Tell(id ID, format string, args ...any) {
 	if t == nil {
 		return
 	}
-	text := fmt.Sprintf(format, args...)
-	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "?")
+	text := bounded.Text(fmt.Sprintf(format, args...), maxText)
 	if t.log == nil {
 		t.out.Debug("event", "id", uint32(id), "text", text)
 		return

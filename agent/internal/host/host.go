@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -54,7 +55,7 @@ type Driver interface {
 	Watch(ctx context.Context, dirs []string, changed func()) error
 }
 
-// ErrNoWitness: there is no IIS on this server that could be asked.
+// ErrNoWitness is returned where there is no IIS that could be asked.
 var ErrNoWitness = errors.New("no IIS to ask")
 
 // IISError is what IIS itself says about a configuration that it can't read.
@@ -228,8 +229,5 @@ func evidence(action, subject, found string, sum []byte) *stopgapv1.Evidence {
 const maxEvidenceText = 512
 
 func cutText(s string) string {
-	if len(s) > maxEvidenceText {
-		s = s[:maxEvidenceText-3] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
+	return bounded.Text(s, maxEvidenceText)
 }

@@ -257,7 +257,7 @@ func (p *Pass) again(f *file) error {
 		return nil
 	}
 	after := p.stagedModel()
-	err, _ = p.breaks(before, after, []string{f.dir}, effect.Rules{})
+	_, err = p.breaks(before, after, []string{f.dir}, effect.Rules{})
 	return err
 }
 

@@ -198,12 +198,12 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 		} else {
 			tried[k] = true
 		}
-		err, others := a.try(before, &pl)
+		others, err := a.try(before, &pl)
 		if len(others) > 0 {
 			own, oerr := a.at(a.ownFiles(), scopeOf(iis.Inside))
 			if oerr == nil {
 				pl = own
-				if err, others = a.try(before, &pl); err == nil && len(others) > 0 {
+				if others, err = a.try(before, &pl); err == nil && len(others) > 0 {
 					err = others[0]
 				}
 			} else {
@@ -263,23 +263,23 @@ func (a *urlRewrite) ownFiles() []*iisconfig.App {
 
 // try stages a placement and judges it: err is what IIS would newly refuse at an Exchange application or at a place that reads
 // an edited file itself, others are somebody else's applications that would break by inheriting the rules.
-func (a *urlRewrite) try(before *iisconfig.Model, pl *placement) (err error, others []error) { //nolint:revive // two kinds of refusal
+func (a *urlRewrite) try(before *iisconfig.Model, pl *placement) (others []error, err error) {
 	if err := a.stage(*pl); err != nil {
-		return err, nil
+		return nil, err
 	}
 	after := a.p.stagedModel()
 	var dirs []string
 	for _, s := range pl.spots {
 		dirs = append(dirs, s.dir)
 	}
-	err, others = a.p.breaks(before, after, dirs, a.rules)
+	others, err = a.p.breaks(before, after, dirs, a.rules)
 	if err == nil {
 		err = a.breaksAttacked(before, after)
 	}
 	if err == nil {
 		pl.cover = a.judge(after, effect.Ours)
 	}
-	return err, others
+	return others, err
 }
 
 // breaksAttacked looks at the directories that attack requests go to, which are no applications of their own.
@@ -316,7 +316,7 @@ func (a *urlRewrite) widen(before *iisconfig.Model, pl placement) placement {
 			continue // that file can't be edited: the gap stays
 		}
 		wider := placement{spots: append(append([]spot(nil), pl.spots...), more.spots...)}
-		if err, others := a.try(before, &wider); err == nil && len(others) == 0 && wider.cover.betterThan(pl.cover) {
+		if others, err := a.try(before, &wider); err == nil && len(others) == 0 && wider.cover.betterThan(pl.cover) {
 			pl = wider
 		}
 	}
@@ -338,7 +338,7 @@ func (a *urlRewrite) lean(before *iisconfig.Model, apps []*iisconfig.App, pl pla
 		if len(less.spots) == 0 || len(less.spots) == len(pl.spots) {
 			continue
 		}
-		if err, others := a.try(before, &less); err == nil && len(others) == 0 && less.cover.ok() >= pl.cover.ok() {
+		if others, err := a.try(before, &less); err == nil && len(others) == 0 && less.cover.ok() >= pl.cover.ok() {
 			pl = less
 		}
 	}
@@ -365,29 +365,29 @@ func (a *urlRewrite) changes(pl placement) bool {
 }
 
 // breaks finds what IIS would newly refuse if the staged edits of some directories were written.
-func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effect.Rules) (mine error, others []error) { //nolint:revive // two kinds of refusal
+func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effect.Rules) (others []error, err error) {
 	for _, dir := range dirs {
 		for _, r := range after.Readers(dir) {
 			where := r.Place.Site.Name + r.Place.Path
 			bad := r.Place.Invalid()
 			if bad == nil {
 				if v := effect.Unallowed(r.Place, rules); v != "" {
-					return failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
-						"allowedServerVariables; the file was not touched", where, v), nil
+					return nil, failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
+						"allowedServerVariables; the file was not touched", where, v)
 				}
 				continue
 			}
 			if before.At(r.Place.Site, r.Place.Path).Invalid() != nil {
 				continue // it was so before, and is not made worse
 			}
-			err := failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
+			refused := failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 			if r.Own || r.Place.App.IsExchange() {
-				return err, nil
+				return nil, refused
 			}
-			others = append(others, err)
+			others = append(others, refused)
 		}
 	}
-	return nil, others
+	return others, nil
 }
 
 func hresult(bad *iisconfig.Invalid) string {

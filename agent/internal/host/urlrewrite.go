@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host/iis"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -427,14 +426,4 @@ func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, err
 		}
 	}
 	return "", nil
-}
-
-// below reports whether a path of the same site is one of several or lies below one.
-func below(path string, of []string) bool {
-	for _, o := range of {
-		if !strings.EqualFold(path, o) && iisconfig.IsBelow(path, o) {
-			return true
-		}
-	}
-	return false
 }

@@ -30,7 +30,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
-	"github.com/stopgap-em/stopgap/shared/trust"
+	"github.com/stopgap-em/stopgap/shared/files"
 )
 
 // File is the journal's file name in the state directory.
@@ -158,7 +158,7 @@ func openIn(dir string, repair bool, log hclog.Logger) (*Journal, error) {
 	if _, err := os.Stat(path); err != nil && !repair {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	if err := trust.MakePrivateDir(dir); err != nil {
+	if err := files.MakePrivateDir(dir); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	j := &Journal{dir: dir, log: log}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
@@ -87,7 +88,7 @@ func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) err
 		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 			continue
 		}
-		if err := writeFile(filepath.Join(dir, name), data); err != nil {
+		if err := files.Replace(filepath.Join(dir, name), data, files.Private); err != nil {
 			return err
 		}
 	}
@@ -95,14 +96,14 @@ func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) err
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(j.dir, PlainFile), append(data, '\n')); err != nil {
+	if err := files.Replace(filepath.Join(j.dir, PlainFile), append(data, '\n'), files.Private); err != nil {
 		return err
 	}
 	undo := "stopgap-agent --state \"" + j.dir + "\" panic-revert --host HOST"
 	if err := j.get(bSettings, "undo", &undo); err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(j.dir, UndoFile), []byte(undoText(j.dir, undo, p))); err != nil {
+	if err := files.Replace(filepath.Join(j.dir, UndoFile), []byte(undoText(j.dir, undo, p)), files.Private); err != nil {
 		return err
 	}
 	// Copies nothing refers to any more.
@@ -118,45 +119,15 @@ func (j *Journal) writePlain(plus []Change, plusOriginals map[string][]byte) err
 	return nil
 }
 
-// writeFile replaces a file atomically and flushed.
-func writeFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
-	if err != nil {
-		return fmt.Errorf("journal: %w", err)
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("journal: %s: %w", path, err)
-	}
-	return nil
-}
-
-// maxPlain bounds the plain file when it is read back.
+// maxPlain bounds each plain file when it is read back.
 const maxPlain = 16 << 20
 
 // importPlain fills a new journal from the plain files of a lost one.
 func (j *Journal) importPlain() error {
-	st, err := os.Stat(filepath.Join(j.dir, PlainFile))
+	data, err := files.Read(filepath.Join(j.dir, PlainFile), maxPlain)
 	if errors.Is(err, fs.ErrNotExist) {
 		return j.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bMeta).Put(kBegun, []byte{1}) })
 	}
-	if err != nil {
-		return err
-	}
-	if st.Size() > maxPlain {
-		return fmt.Errorf("%s: larger than %d bytes", PlainFile, maxPlain)
-	}
-	data, err := os.ReadFile(filepath.Join(j.dir, PlainFile))
 	if err != nil {
 		return err
 	}
@@ -166,7 +137,7 @@ func (j *Journal) importPlain() error {
 	}
 	originals := map[string][]byte{}
 	for dir, name := range p.Originals {
-		b, err := os.ReadFile(filepath.Join(j.dir, PlainDir, filepath.Base(name)))
+		b, err := files.Read(filepath.Join(j.dir, PlainDir, filepath.Base(name)), maxPlain)
 		if err != nil {
 			return err
 		}

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -31,19 +31,12 @@ type Anchor struct {
 func ReadAnchor(dir string) (Anchor, error) {
 	var a Anchor
 	name := filepath.Join(dir, AnchorFile)
-	st, err := os.Stat(name)
+	data, err := files.Read(name, maxAnchor)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
 	}
 	if err != nil {
-		return a, err
-	}
-	if st.Size() > maxAnchor {
-		return a, fmt.Errorf("policy: %s has %d bytes, limit %d", name, st.Size(), maxAnchor)
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return a, err
+		return a, fmt.Errorf("policy: %w", err)
 	}
 	if err := json.Unmarshal(data, &a); err != nil {
 		return a, fmt.Errorf("policy: %s: %w; enrol again, or move it away and apply a bundle with its pin", name, err)
@@ -57,20 +50,7 @@ func (a Anchor) Write(dir string) error {
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, AnchorFile)
-	tmp, err := os.CreateTemp(dir, ".trust-*") // 0600
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), name)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name())
-	}
-	return err
+	return files.Replace(filepath.Join(dir, AnchorFile), data, files.Private)
 }
 
 // Restore brings what the journal holds together with the anchor: the newer root, the higher floor. It says whether the

@@ -32,6 +32,8 @@ type Result struct {
 	OK   bool
 	// Skipped: it was not asked, since the component is in maintenance, or no front end is known; it says nothing.
 	Skipped bool
+	// Answered: an answer came back, so that a result that is not OK shows that the request got through.
+	Answered bool
 	// Got is what came back, for people.
 	Got string
 	// nobody listens there: asking again changes nothing, since a restart of an application does not close the port.
@@ -80,7 +82,7 @@ func (pr Prober) Once(ctx context.Context, p *stopgapv1.Probe) Result {
 	if e := p.GetEffect(); e != nil {
 		resp, body, err := ask(ctx, fe, e.GetRequest(), e.GetHeaders())
 		r.OK, r.Got = effect(e, resp, body, err)
-		r.nobody = isRefused(err)
+		r.nobody, r.Answered = isRefused(err), err == nil
 		return r
 	}
 	h := p.GetHealth()

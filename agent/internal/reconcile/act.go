@@ -50,8 +50,12 @@ func (p *pass) act(ctx context.Context) error {
 		}
 	}
 	for _, w := range p.works {
-		if w.failed == nil && w.touched && w.Want == Apply {
+		switch {
+		case w.failed != nil || w.Want != Apply:
+		case w.touched:
 			p.probeAfter(ctx, w)
+		case p.contradicted(w):
+			p.probeAgain(ctx, w)
 		}
 	}
 	if err := ctx.Err(); err != nil {

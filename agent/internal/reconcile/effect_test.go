@@ -1,12 +1,14 @@
 package reconcile
 
 import (
+	"context"
 	"crypto/sha256"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	e2elab "github.com/stopgap-em/stopgap/e2e/lab"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
@@ -261,4 +263,53 @@ func TestAPoolIsJudgedByThePoolThatServesTheApplication(t *testing.T) {
 		g.pass()
 		g.expect("CVE-2021-27065", failed, "pool-elsewhere")
 	})
+}
+
+// answers is a front end that answers the effect probe, or refuses it, or is not there.
+type answers struct{ effect probe.Result }
+
+func (a *answers) Until(_ context.Context, p *stopgapv1.Probe, _ bool) probe.Result {
+	r := probe.Result{Name: probe.Name(p), OK: true, Answered: true, Got: "200 OK"}
+	if p.GetEffect() != nil {
+		r.OK, r.Answered, r.Got = a.effect.OK, a.effect.Answered, a.effect.Got
+	}
+	return r
+}
+
+func TestWhatItsOwnProbeContradictsIsNeverApplied(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2016CU19, Host: "EX01"})
+	a := &answers{probe.Result{Answered: true, Got: "answered 200 OK"}}
+	g.prober = a
+	_ = g.journal.Close()
+	g.open(nil, nil)
+	before := g.snapshot()
+	g.publish("M1")
+	g.pass()
+	g.expect("M1", failed, "contradicted")
+	o := g.outcome("M1")
+	if o.GetProof() != stopgapv1.Proof_PROOF_CONTRADICTED || !strings.Contains(o.GetReason(), "answered 200 OK") {
+		t.Errorf("got %v", o)
+	}
+	if !strings.Contains(g.read(wwwroot), "Stopgap M1.1") {
+		t.Error("the rule was taken off, though it can do no harm")
+	}
+	g.pass()
+	g.expect("M1", failed, "contradicted")
+	a.effect = probe.Result{Got: "no answer in time"}
+	g.pass() // silence takes nothing back
+	g.expect("M1", failed, "contradicted")
+	if codes := g.r.Health(); len(codes) != 1 || codes[0].GetCode() != "contradicted" {
+		t.Errorf("health %v", codes)
+	}
+	a.effect = probe.Result{OK: true, Got: "the connection was closed without an answer"}
+	g.pass()
+	g.expect("M1", applied, "")
+	if o := g.outcome("M1"); o.GetProof() != stopgapv1.Proof_PROOF_EFFECT_PROVEN {
+		t.Errorf("got %v", o)
+	}
+	if codes := g.r.Health(); len(codes) != 0 {
+		t.Errorf("health %v", codes)
+	}
+	g.withdraw(before)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/host"
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 )
 
@@ -47,13 +48,14 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		}
 		partly(w, o)
 		p.probedOutcome(w, old, o)
+		p.contradict(w, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}
 		}
 	case w.Want == Leave && stays(old, w):
 		return nil
 	}
-	o.Reason = cut(o.Reason, maxReason)
+	o.Reason = bounded.Text(o.Reason, maxReason)
 	if len(o.Evidence) > maxEvidence {
 		o.Evidence = o.Evidence[:maxEvidence]
 	}
@@ -79,6 +81,17 @@ func partly(w *work, o *stopgapv1.Outcome) {
 		found = " (found in place, put there by somebody else)"
 	}
 	o.Reason = "in effect in part only" + found + ": " + strings.Join(gaps, "; ")
+}
+
+// contradict turns an outcome whose own probe got through into FAILED: what the configuration says is then not what happens. The
+// mitigation stays in place, and is not called APPLIED before the probe is refused.
+func (p *pass) contradict(w *work, o *stopgapv1.Outcome) {
+	if w.probed.contradicted == "" {
+		return
+	}
+	o.State, o.Code, o.Proof = stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, codeContradicted, stopgapv1.Proof_PROOF_CONTRADICTED
+	o.Reason = contradictedText + w.probed.contradicted
+	p.alarms[codeContradicted] = fmt.Sprintf("%s@%d: its probe gets through: %s", w.ID, w.Revision, w.probed.contradicted)
 }
 
 // probedOutcome adds what the probes showed; what they showed once holds until the mitigation is touched again.
@@ -170,14 +183,6 @@ func same(a, b *stopgapv1.Outcome) bool {
 	return a != nil && a.GetState() == b.GetState() && a.GetRevision() == b.GetRevision() && a.GetCode() == b.GetCode() &&
 		a.GetReason() == b.GetReason() && a.GetDriftRepairs() == b.GetDriftRepairs() && a.GetProof() == b.GetProof() &&
 		string(a.GetDocumentSha256()) == string(b.GetDocumentSha256())
-}
-
-// cut bounds a text and makes it valid UTF-8: it can name files, and a message that can't be encoded reports nothing.
-func cut(s string, n int) string {
-	if len(s) > n {
-		s = s[:n-3] + "..."
-	}
-	return strings.ToValidUTF8(s, "?")
 }
 
 func (p *pass) log(o *stopgapv1.Outcome) {

@@ -53,7 +53,7 @@ func PanicRevert(ctx context.Context, d host.Driver, j Journal) (reverted []stri
 	known, kerr := j.Outcomes()
 	err = errors.Join(err, kerr)
 	for id, o := range known {
-		if outcome.Of(o.GetState()).Applied && went[id] {
+		if (outcome.Of(o.GetState()).Applied || o.GetCode() == codeContradicted) && went[id] {
 			s.Outcomes = append(s.Outcomes, &stopgapv1.Outcome{Mitigation: id, Revision: o.GetRevision(), DocumentSha256: o.GetDocumentSha256(), DriftRepairs: o.GetDriftRepairs(),
 				State: stopgapv1.OutcomeState_OUTCOME_STATE_REVERTED, Code: "taken-off", Reason: "taken off by the server's administrator with `stopgap-agent panic-revert`",
 				ObservedAt: timestamppb.Now()})

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent/internal/journal"
 	"github.com/stopgap-em/stopgap/agent/internal/probe"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Prober asks the local server.
@@ -28,8 +30,10 @@ type probed struct {
 	before   map[string]probe.Result
 	proven   bool   // every effect was shown
 	unproven string // what was not shown
-	kept     string // why it stays although a health probe fails
-	evidence []*stopgapv1.Evidence
+	// contradicted is what got through although the configuration says that it is refused.
+	contradicted string
+	kept         string // why it stays although a health probe fails
+	evidence     []*stopgapv1.Evidence
 }
 
 // codeProbeFailed is the code of a REVERTED by a failed probe, and of an APPLIED that stays in spite of one.
@@ -125,18 +129,21 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 		return r
 	}
 	effects, shown := 0, 0
-	var missing, broken []string
+	var missing, broken, through []string
 	tell := func(r probe.Result, before string) {
-		w.probed.evidence = append(w.probed.evidence, &stopgapv1.Evidence{Subject: "probe " + cut(r.Name, 480), Found: cut(before+"after: "+r.Got, 500)})
+		w.probed.evidence = append(w.probed.evidence, &stopgapv1.Evidence{Subject: "probe " + bounded.Text(r.Name, 480), Found: bounded.Text(before+"after: "+r.Got, 500)})
 	}
 	for _, q := range w.Doc.GetProbes() {
 		if q.GetEffect() != nil {
 			effects++
 			r := ask(q, false)
 			tell(r, "")
-			if r.OK {
+			switch {
+			case r.OK:
 				shown++
-			} else if !r.Skipped {
+			case r.Answered:
+				through = append(through, r.Name+": "+r.Got)
+			case !r.Skipped:
 				missing = append(missing, r.Name+": "+r.Got)
 			}
 			continue
@@ -156,6 +163,9 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 		return
 	}
 	w.probed.proven, w.probed.unproven = effects > 0 && shown == effects, strings.Join(missing, "; ")
+	if w.probed.contradicted = strings.Join(through, "; "); w.probed.contradicted != "" {
+		p.again = p.again || w.touched // read it all back at once: something may have undone it in between
+	}
 	if len(broken) == 0 {
 		return
 	}
@@ -168,6 +178,32 @@ func (p *pass) probeAfter(ctx context.Context, w *work) {
 	}
 	w.failed = &host.Error{Code: codeProbeFailed, Err: fmt.Errorf("a probe that passed before fails after it, and it was taken off again: %s", why)}
 }
+
+// codeContradicted is the code of a FAILED that is in place by the configuration while its own probe gets through.
+const codeContradicted = "contradicted"
+
+// probeBudgetAgain bounds the question in a pass that changes nothing.
+const probeBudgetAgain = 5 * time.Second
+
+// contradicted reports whether the last word on a mitigation is that its probe got through. Only a probe that is refused takes that back.
+func (p *pass) contradicted(w *work) bool {
+	old := p.known[w.ID]
+	return old.GetCode() == codeContradicted && old.GetRevision() == w.Revision && bytes.Equal(old.GetDocumentSha256(), w.SHA256)
+}
+
+// probeAgain asks the effect probes of a mitigation that they contradicted. Without an answer the contradiction stands.
+func (p *pass) probeAgain(ctx context.Context, w *work) {
+	ctx, cancel := context.WithTimeout(ctx, probeBudgetAgain)
+	defer cancel()
+	if p.r.cfg.Prober != nil {
+		p.probeAfter(ctx, w)
+	}
+	if w.probed.contradicted == "" && !w.probed.proven {
+		w.probed.contradicted = strings.TrimPrefix(p.known[w.ID].GetReason(), contradictedText)
+	}
+}
+
+const contradictedText = "contradicted by its probe: the configuration says that the request is refused, and it got through: "
 
 // keeps says whether a mitigation stays when a health probe fails: an attacker who loads a server must not free it of its protection.
 func keeps(w *work) bool {

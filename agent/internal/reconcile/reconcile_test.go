@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // rig is a lab server with a journal and whatever policy a test wants.
 type rig struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	state   string
 	driver  host.Driver
@@ -47,7 +47,7 @@ type rig struct {
 	r       *Reconciler
 }
 
-func newRig(t *testing.T, spec e2elab.Spec) *rig {
+func newRig(t testing.TB, spec e2elab.Spec) *rig {
 	t.Helper()
 	g := &rig{t: t, dir: filepath.Join(t.TempDir(), "server"), state: filepath.Join(t.TempDir(), "state"), targets: map[string][]byte{}}
 	if spec.Organisation == "" {

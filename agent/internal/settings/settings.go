@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -56,19 +57,16 @@ func Load(stateDir string) (Settings, error) {
 func read(stateDir string) (Settings, error) {
 	var s Settings
 	path := filepath.Join(stateDir, File)
-	data, err := os.ReadFile(path)
+	data, err := files.Read(path, maxFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s, err
-	}
-	if len(data) > maxFile {
-		return s, fmt.Errorf("%s: more than %d bytes", path, maxFile)
 	}
 	if len(data) > 0 {
 		if err := json.Unmarshal(data, &s); err != nil {
 			return s, fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	token, err := os.ReadFile(filepath.Join(stateDir, TokenFile))
+	token, err := files.Read(filepath.Join(stateDir, TokenFile), maxFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return s, err
 	}
@@ -93,17 +91,17 @@ func (s Settings) Save(stateDir string) error {
 			return err
 		}
 	}
-	if err := trust.MakePrivateDir(stateDir); err != nil {
+	if err := files.MakePrivateDir(stateDir); err != nil {
 		return err
 	}
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := trust.WritePrivate(filepath.Join(stateDir, File), append(data, '\n')); err != nil || s.Token == "" {
+	if err := files.Replace(filepath.Join(stateDir, File), append(data, '\n'), files.Private); err != nil || s.Token == "" {
 		return err
 	}
-	return trust.WritePrivate(filepath.Join(stateDir, TokenFile), []byte(s.Token+"\n"))
+	return files.Replace(filepath.Join(stateDir, TokenFile), []byte(s.Token+"\n"), files.Private)
 }
 
 // CheckToken reads the token and compares the CA that it names with CAFingerprint, if there is one.

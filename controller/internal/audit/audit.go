@@ -7,21 +7,19 @@ package audit
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"sort"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/time/rate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/limit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 const (
@@ -38,17 +36,6 @@ const (
 	maxActors  = 100_000
 )
 
-// chained is one of the two logs.
-type chained struct {
-	prefix string // of keys; what follows is the sequence number
-	head   string // key of the last entry's sequence and hash
-	last   uint64
-	hash   []byte
-	count  int
-}
-
-func (c *chained) key(sequence uint64) string { return fmt.Sprintf("%s%020d", c.prefix, sequence) }
-
 // Log appends and lists. It is safe for concurrent use.
 type Log struct {
 	st  store.Store
@@ -58,14 +45,15 @@ type Log struct {
 	sequence   uint64
 	people     *chained
 	others     *chained
-	actors     map[string]*rate.Limiter
-	suppressed map[string]int
+	actors     *limit.Keyed
+	suppressed map[Actor]int
+	tail       tail
 }
 
 // Load finds the ends of the log.
 func Load(ctx context.Context, st store.Store, log hclog.Logger) (*Log, error) {
-	l := &Log{st: st, log: log, people: &chained{prefix: "audit/people/", head: "audit-head/people"}, others: &chained{prefix: "audit/others/", head: "audit-head/others"},
-		actors: map[string]*rate.Limiter{}, suppressed: map[string]int{}}
+	l := &Log{st: st, log: log, people: newPeople(), others: newOthers(), actors: limit.NewKeyed(maxActors), suppressed: map[Actor]int{},
+		tail: tail{grown: make(chan struct{})}}
 	for _, c := range []*chained{l.people, l.others} {
 		kvs, _, err := st.List(ctx, c.prefix)
 		if err != nil {
@@ -81,41 +69,18 @@ func Load(ctx context.Context, st store.Store, log hclog.Logger) (*Log, error) {
 		c.last, c.hash, c.count = last.GetSequence(), last.GetHash(), len(kvs)
 		l.sequence = max(l.sequence, c.last)
 	}
+	l.tail.after = l.sequence
 	return l, nil
 }
 
-// chain is the hash of an entry: over the hash before it and its own fields, in a fixed encoding.
-func chain(before []byte, e *stopgapv1.AuditEntry) []byte {
-	h := sha256.New()
-	h.Write(before)
-	for _, s := range []string{fmt.Sprint(e.GetSequence()), fmt.Sprint(e.GetTime().AsTime().UnixNano()), e.GetActor(), e.GetAction(), e.GetSubject(), e.GetDetail()} {
-		fmt.Fprintf(h, "%d:%s", len(s), s)
-	}
-	return h.Sum(nil)
-}
-
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "?") }
-
-// ours says whether an actor is a person or the controller, and not an agent, a token or a stranger.
-func ours(actor string) bool {
-	kind, _, _ := strings.Cut(actor, " ")
-	return kind != "agent" && kind != "token" && kind != "nobody"
-}
+func clip(s string) string { return bounded.Text(s, maxText) }
 
 // admitted says whether another may write now; the caller holds the lock.
-func (l *Log) admitted(actor string) bool {
-	if ours(actor) {
+func (l *Log) admitted(actor Actor) bool {
+	if actor.ours() {
 		return true
 	}
-	lim := l.actors[actor]
-	if lim == nil {
-		if len(l.actors) >= maxActors {
-			clear(l.actors)
-		}
-		lim = rate.NewLimiter(rate.Every(actorEvery), actorBurst)
-		l.actors[actor] = lim
-	}
-	if !lim.Allow() {
+	if !l.actors.Allow(actor.String(), limit.Rate{Every: actorEvery, Burst: actorBurst}) {
 		l.suppressed[actor]++
 		return false
 	}
@@ -124,8 +89,9 @@ func (l *Log) admitted(actor string) bool {
 
 // Append adds an entry, durably. One that can't be written is logged as an error: what it tells of has happened. Of an agent
 // that has written many only the count is kept, in its next entry.
-func (l *Log) Append(ctx context.Context, actor, action, subject, format string, args ...any) {
-	e := &stopgapv1.AuditEntry{Time: timestamppb.New(time.Now()), Actor: clip(actor), Action: action, Subject: clip(subject), Detail: clip(fmt.Sprintf(format, args...))}
+func (l *Log) Append(ctx context.Context, actor Actor, action, subject, format string, args ...any) {
+	e := &stopgapv1.AuditEntry{Time: timestamppb.New(time.Now()), ActorKind: actor.Kind, ActorName: clip(actor.Name), Action: action,
+		Subject: clip(subject), Detail: clip(fmt.Sprintf(format, args...))}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.admitted(actor) {
@@ -135,9 +101,9 @@ func (l *Log) Append(ctx context.Context, actor, action, subject, format string,
 		e.Detail = clip(fmt.Sprintf("(%d more of it were not written) %s", n, e.GetDetail()))
 		delete(l.suppressed, actor)
 	}
-	l.log.Info("audit", "actor", e.GetActor(), "action", e.GetAction(), "subject", e.GetSubject(), "detail", e.GetDetail())
+	l.log.Info("audit", "actor", actor, "action", e.GetAction(), "subject", e.GetSubject(), "detail", e.GetDetail())
 	c := l.others
-	if ours(actor) {
+	if actor.ours() {
 		c = l.people
 	}
 	e.Sequence = l.sequence + 1
@@ -157,6 +123,7 @@ func (l *Log) Append(ctx context.Context, actor, action, subject, format string,
 	}
 	l.sequence, c.last, c.hash = e.GetSequence(), e.GetSequence(), e.GetHash()
 	c.count += 1 - len(drop)
+	l.tail.add(e)
 }
 
 // overflow gives the deletions of what is over the bound, once there is enough of it.
@@ -175,58 +142,25 @@ func (l *Log) overflow(ctx context.Context, c *chained) ([]store.Op, error) {
 	return ops, nil
 }
 
-// List gives entries after a sequence number, and checks both chains over everything kept.
+// List gives entries after a sequence number, at most 1,000 of them, and checks both chains over everything that is kept. Nobody
+// who appends waits for it.
 func (l *Log) List(ctx context.Context, after uint64) (*stopgapv1.ListAuditResponse, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	s, err := l.snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := &stopgapv1.ListAuditResponse{ChainHolds: true}
 	for _, c := range []*chained{l.people, l.others} {
-		broken, err := l.read(ctx, c, after, out)
+		entries, broken, err := s.read(c, after)
 		if err != nil {
 			return nil, err
 		}
 		if broken > 0 && (out.BrokenAt == 0 || broken < out.BrokenAt) {
 			out.ChainHolds, out.BrokenAt = false, broken
 		}
+		out.Entries = append(out.Entries, entries...)
 	}
 	sort.Slice(out.Entries, func(i, j int) bool { return out.Entries[i].GetSequence() < out.Entries[j].GetSequence() })
 	out.Entries = out.Entries[:min(len(out.Entries), maxList)]
 	return out, nil
-}
-
-// read adds one log's entries, and says where its chain breaks; 0: nowhere.
-func (l *Log) read(ctx context.Context, c *chained, after uint64, out *stopgapv1.ListAuditResponse) (broken uint64, err error) {
-	kvs, _, err := l.st.List(ctx, c.prefix)
-	if err != nil {
-		return 0, err
-	}
-	var before []byte
-	last := uint64(0)
-	for i, kv := range kvs {
-		e := &stopgapv1.AuditEntry{}
-		if err := proto.Unmarshal(kv.Value, e); err != nil {
-			return 0, fmt.Errorf("audit: %s: %w", kv.Key, err)
-		}
-		// The first one kept may follow one that was dropped; its own hash is then the beginning. Nothing is dropped from a log
-		// that is not full.
-		begins := i == 0 && c.count >= kept
-		if broken == 0 && (c.key(e.GetSequence()) != kv.Key || !begins && string(chain(before, e)) != string(e.GetHash())) {
-			broken = max(e.GetSequence(), 1)
-		}
-		before, last = e.GetHash(), e.GetSequence()
-		if e.GetSequence() > after {
-			out.Entries = append(out.Entries, e)
-		}
-	}
-	head := ""
-	switch kv, err := l.st.Get(ctx, c.head); {
-	case err == nil:
-		head = string(kv.Value)
-	case !errors.Is(err, store.ErrNotFound):
-		return 0, err
-	}
-	if want := fmt.Sprintf("%d %x", last, before); broken == 0 && head != want && (head != "" || last > 0) {
-		broken = last + 1 // the newest were taken out
-	}
-	return broken, nil
 }

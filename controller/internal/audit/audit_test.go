@@ -13,6 +13,8 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
+var ann = Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_ADMIN, Name: "ann"}
+
 func open(t *testing.T) (store.Store, func() *Log) {
 	t.Helper()
 	st, err := boltstore.Open(filepath.Join(t.TempDir(), "store.db"))
@@ -34,10 +36,10 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 	st, load := open(t)
 	l := load()
 	for i := range 5 {
-		l.Append(t.Context(), "admin", "publish", "policy", "change %d", i)
+		l.Append(t.Context(), ann, "publish", "policy", "change %d", i)
 	}
 	l = load()
-	l.Append(t.Context(), "admin", "token-create", "x", "%s", strings.Repeat("long ", 1000))
+	l.Append(t.Context(), ann, "token-create", "x", "%s", strings.Repeat("long ", 1000))
 	resp, err := l.List(t.Context(), 4)
 	if err != nil || !resp.GetChainHolds() || len(resp.GetEntries()) != 2 || resp.GetEntries()[1].GetSequence() != 6 || len(resp.GetEntries()[1].GetDetail()) > maxText {
 		t.Fatalf("%v %v", resp, err)
@@ -51,7 +53,7 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 	if err := proto.Unmarshal(kv.Value, e); err != nil {
 		t.Fatal(err)
 	}
-	e.Actor = "somebody else"
+	e.ActorName = "somebody else"
 	raw, err := proto.Marshal(e)
 	if err != nil {
 		t.Fatal(err)
@@ -78,18 +80,18 @@ func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
 	t.Parallel()
 	_, load := open(t)
 	l := load()
-	l.Append(t.Context(), "admin admin", "publish", "policy", "the decision")
+	l.Append(t.Context(), ann, "publish", "policy", "the decision")
 	for i := range 500 {
-		l.Append(t.Context(), "agent evil", "policy-refused", "timestamp", "nack %d", i)
+		l.Append(t.Context(), Agent("evil"), "policy-refused", "timestamp", "nack %d", i)
 	}
-	l.Append(t.Context(), "admin admin", "token-create", "x", "another decision")
+	l.Append(t.Context(), ann, "token-create", "x", "another decision")
 	resp, err := l.List(t.Context(), 0)
 	if err != nil || !resp.GetChainHolds() {
 		t.Fatalf("%v %v", resp.GetBrokenAt(), err)
 	}
 	evil, people := 0, 0
 	for _, e := range resp.GetEntries() {
-		if e.GetActor() == "agent evil" {
+		if e.GetActorKind() == stopgapv1.ActorKind_ACTOR_KIND_AGENT && e.GetActorName() == "evil" {
 			evil++
 		} else {
 			people++
@@ -98,7 +100,7 @@ func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
 	if evil != actorBurst || people != 2 {
 		t.Errorf("%d entries of one agent, %d of people", evil, people)
 	}
-	if !ours("controller") || !ours("operator ben") || ours("nobody") || ours("token x") {
+	if !Controller.ours() || !parseActor("operator ben").ours() || Nobody.ours() || Token("x").ours() || (Actor{Name: "somebody"}).ours() {
 		t.Error("who is ours is told apart wrongly")
 	}
 }

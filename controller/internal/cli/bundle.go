@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stopgap-em/stopgap/shared/bundle"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/policydir"
-	"github.com/stopgap-em/stopgap/shared/trust"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
@@ -30,18 +30,18 @@ func bundles() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			files, err := d.Files()
+			contents, err := d.Files()
 			if err != nil {
 				return err
 			}
 			var b bytes.Buffer
-			if err := bundle.Pack(&b, files); err != nil {
+			if err := bundle.Pack(&b, contents); err != nil {
 				return err
 			}
 			if _, err := bundle.Unpack(b.Bytes()); err != nil { // what no agent would take is not handed out
 				return err
 			}
-			if err := trust.ReplaceFile(out, b.Bytes(), 0o644); err != nil {
+			if err := files.Replace(out, b.Bytes(), files.Public); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes, policy %s, targets %d, valid until %s (%s)\npin %x-%d\nOn the server: stopgap-agent apply --bundle FILE --host ..., the first time with --pin, told to its administrator by another way than the file.\n",

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sort"
@@ -138,6 +139,14 @@ func reenrollAgent(o *options) *cobra.Command {
 	return c
 }
 
+// actor is who an audit entry names: "operator ben".
+func actor(e *stopgapv1.AuditEntry) string {
+	if e.GetActorKind() == stopgapv1.ActorKind_ACTOR_KIND_UNSPECIFIED {
+		return cmp.Or(e.GetActorName(), e.GetActor()) // a controller of before actors had two fields sends one
+	}
+	return strings.TrimSpace(strings.ToLower(strings.TrimPrefix(e.GetActorKind().String(), "ACTOR_KIND_")) + " " + e.GetActorName())
+}
+
 func auditLog(o *options) *cobra.Command {
 	var after uint64
 	c := &cobra.Command{
@@ -154,7 +163,7 @@ func auditLog(o *options) *cobra.Command {
 					}
 					for _, e := range r.GetEntries() {
 						l.Messages = append(l.Messages, e)
-						l.Rows = append(l.Rows, []string{fmt.Sprint(e.GetSequence()), when(e.GetTime()), e.GetActor(), e.GetAction(), e.GetSubject(), e.GetDetail()})
+						l.Rows = append(l.Rows, []string{fmt.Sprint(e.GetSequence()), when(e.GetTime()), actor(e), e.GetAction(), e.GetSubject(), e.GetDetail()})
 						after = e.GetSequence()
 					}
 					if len(r.GetEntries()) > 0 {

@@ -110,7 +110,7 @@ func setRelease(o *options, use, short, done string, to stopgapv1.Release, remov
 }
 
 func release(o *options) *cobra.Command {
-	return setRelease(o, "release", "Release a revision again that was held back or taken off", "is released", stopgapv1.Release_RELEASE_UNSPECIFIED, false)
+	return setRelease(o, "release", "Release a revision again that was held back or taken off", "is released", stopgapv1.Release_RELEASE_RELEASED, false)
 }
 
 func hold(o *options) *cobra.Command {

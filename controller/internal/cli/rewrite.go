@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite"
 	"github.com/stopgap-em/stopgap/shared/urlrewrite/vector"
@@ -50,7 +50,7 @@ request_headers are all headers of the request after the inbound rules, with low
 			var xml []byte
 			if config != "" {
 				var err error
-				if xml, err = readConfig(config); err != nil {
+				if xml, err = files.Read(config, xmldoc.MaxBytes); err != nil {
 					return err
 				}
 			}
@@ -83,16 +83,6 @@ request_headers are all headers of the request after the inbound rules, with low
 	return c
 }
 
-// readConfig reads a configuration, bounded.
-func readConfig(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	return io.ReadAll(io.LimitReader(f, xmldoc.MaxBytes+1))
-}
-
 func rewriteCheck() *cobra.Command {
 	var as string
 	c := &cobra.Command{
@@ -109,7 +99,7 @@ func rewriteCheck() *cobra.Command {
 						return fmt.Errorf("%w: --as: %w", clirun.ErrUsage, err)
 					}
 				}
-				data, err := readConfig(name)
+				data, err := files.Read(name, xmldoc.MaxBytes)
 				if err != nil {
 					return err
 				}

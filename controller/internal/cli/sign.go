@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/signkey"
@@ -111,9 +112,12 @@ func publics(paths []string) (map[string][]signkey.Public, error) {
 	return out, nil
 }
 
+// maxKeyFile bounds files of public keys, and what stands beside a key.
+const maxKeyFile = 64 << 10
+
 // onlineKeys reads the public halves of a controller's online keys.
 func onlineKeys(path string) (snapshot, timestamp signkey.Public, err error) {
-	data, err := readBounded(path)
+	data, err := files.Read(path, maxKeyFile)
 	if err != nil {
 		return snapshot, timestamp, err
 	}
@@ -339,11 +343,11 @@ func policyVerify(dir *string) *cobra.Command {
 // somebody made with roots of their own could otherwise show a signer a history that never was.
 func pinned(cmd *cobra.Command, key, identity string) error {
 	file := strings.TrimSuffix(key, ".key") + ".policy"
-	data, err := readBounded(file)
+	data, err := files.Read(file, maxKeyFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		fmt.Fprintf(cmd.ErrOrStderr(), "%s signs for this policy for the first time: compare %s with what the others see; it is kept in %s\n", key, identity, file)
-		return os.WriteFile(file, []byte(identity+"\n"), 0o600)
+		return files.Replace(file, []byte(identity+"\n"), files.Private)
 	case err != nil:
 		return err
 	case strings.TrimSpace(string(data)) != identity:

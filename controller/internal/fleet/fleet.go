@@ -17,6 +17,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 )
 
@@ -167,8 +168,7 @@ func (f *Fleet) Settled(id string) bool {
 	return r != nil && r.counted != nil && (r.counted == r.a.GetFacts() || proto.Equal(r.counted, r.a.GetFacts()))
 }
 
-// clip bounds a text; a rune that the bound cuts goes.
-func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "") }
+func clip(s string) string { return bounded.Text(s, maxText) }
 
 // cleanFacts bounds what an agent says about its server.
 func cleanFacts(in *stopgapv1.Facts) *stopgapv1.Facts {
@@ -295,7 +295,7 @@ func sameHealth(a, b []*stopgapv1.Health) bool {
 	return true
 }
 
-// Raise adds a warning of the controller's own about an agent; it stays until Clear or a restart.
+// Raise adds a warning of the controller's own about an agent. It stays until the controller restarts.
 func (f *Fleet) Raise(id, code, text string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -308,7 +308,7 @@ func (f *Fleet) Raise(id, code, text string) {
 			return
 		}
 	}
-	r.own = append(r.own, &stopgapv1.Health{Code: code, Text: text, Since: timestamppb.Now()})
+	r.own = append(r.own, &stopgapv1.Health{Code: code, Text: clip(text), Since: timestamppb.Now()})
 }
 
 // view is a record as operators see it; the caller holds the lock.

@@ -1,5 +1,5 @@
-// Package identity is who belongs to a fleet: the certificate authority, enrolment tokens, the record of each agent's key, and
-// who may call what.
+// Package identity is who belongs to a fleet: the certificate authority, enrolment tokens, and the record of each agent's key.
+// Who may call what is decided in package access.
 package identity
 
 import (
@@ -22,6 +22,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -113,7 +114,7 @@ func Init(dir, fleet string, hosts []string) (string, error) {
 	if err := a.issueServer(filepath.Join(dir, serverDir), hosts); err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(dir, fleetFile), []byte(fleet+"\n"), 0o600); err != nil {
+	if err := files.Replace(filepath.Join(dir, fleetFile), []byte(fleet+"\n"), files.Private); err != nil {
 		return "", err
 	}
 	op := filepath.Join(dir, operators, "admin")
@@ -146,7 +147,7 @@ func NewOnlineKeys(dir string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, PublicFile), append(data, '\n'), 0o644)
+	return files.Replace(filepath.Join(dir, PublicFile), append(data, '\n'), files.Public)
 }
 
 func newCA(fleet string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
@@ -169,7 +170,7 @@ func newCA(fleet string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	return cert, key, err
 }
 
-func writeCA(dir string, files Files, certs []*x509.Certificate, key *ecdsa.PrivateKey) error {
+func writeCA(dir string, keys Files, certs []*x509.Certificate, key *ecdsa.PrivateKey) error {
 	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return errors.New("identity: the CA key can't be encoded")
@@ -178,13 +179,14 @@ func writeCA(dir string, files Files, certs []*x509.Certificate, key *ecdsa.Priv
 		return err
 	}
 	// The key beside the old one, then the certificates, then the key in its place: Load finishes what a crash left.
-	if err := trust.ReplaceFile(files.caKey(dir)+nextSuffix, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}), 0o600); err != nil {
+	data := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+	if err := files.Replace(keys.caKey(dir)+nextSuffix, data, files.Private); err != nil {
 		return err
 	}
 	if err := writeBundle(dir, certs); err != nil {
 		return err
 	}
-	return os.Rename(files.caKey(dir)+nextSuffix, files.caKey(dir))
+	return files.Rename(keys.caKey(dir)+nextSuffix, keys.caKey(dir))
 }
 
 const nextSuffix = ".next"
@@ -194,14 +196,14 @@ func writeBundle(dir string, certs []*x509.Certificate) error {
 	for _, c := range certs {
 		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
-	return trust.ReplaceFile(filepath.Join(dir, caDir, caCertFile), bundle, 0o644)
+	return files.Replace(filepath.Join(dir, caDir, caCertFile), bundle, files.Public)
 }
 
 // ErrNotInitialised is returned by Load.
 var ErrNotInitialised = errors.New("identity: no data directory there; `stopgap-controller init` makes one")
 
 // Load reads the CA of a data directory.
-func Load(dir string, files Files) (*Authority, error) {
+func Load(dir string, keys Files) (*Authority, error) {
 	fleet, err := os.ReadFile(filepath.Join(dir, fleetFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w (%s)", ErrNotInitialised, dir)
@@ -210,10 +212,10 @@ func Load(dir string, files Files) (*Authority, error) {
 		return nil, err
 	}
 	bundle := filepath.Join(dir, caDir, caCertFile)
-	pair, err := tls.LoadX509KeyPair(bundle, files.caKey(dir))
+	pair, err := tls.LoadX509KeyPair(bundle, keys.caKey(dir))
 	if err != nil {
-		if next, nerr := tls.LoadX509KeyPair(bundle, files.caKey(dir)+nextSuffix); nerr == nil {
-			pair, err = next, os.Rename(files.caKey(dir)+nextSuffix, files.caKey(dir)) // a replacement that a crash cut short
+		if next, nerr := tls.LoadX509KeyPair(bundle, keys.caKey(dir)+nextSuffix); nerr == nil {
+			pair, err = next, files.Rename(keys.caKey(dir)+nextSuffix, keys.caKey(dir)) // a replacement that a crash cut short
 		}
 	}
 	if err != nil {
@@ -258,8 +260,8 @@ func (a *Authority) pool() *x509.CertPool {
 	return pool
 }
 
-// Verify checks a client certificate's chain and end. An agent's may have ended less than Grace ago: what it may still do
-// is Authorize's matter.
+// Verify checks a client certificate's chain and end. An agent's may have ended less than Grace ago: what it may still call
+// is decided in package access.
 func (a *Authority) Verify(c *x509.Certificate) error { return a.verifyAt(c, time.Now()) }
 
 func (a *Authority) verifyAt(c *x509.Certificate, now time.Time) error {

@@ -14,9 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
+	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
+
+var admin = audit.Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_ADMIN, Name: "admin"}
 
 func request(t testing.TB) ([]byte, *ecdsa.PrivateKey) {
 	t.Helper()
@@ -35,7 +39,7 @@ func TestATokenBoundToAnAgentGivesItsIdBackWithAnotherKey(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id, old := w.agent(time.Now())
-	tok, err := w.reg.Reenroll(t.Context(), id, "admin", time.Hour, [32]byte{}, 1)
+	tok, err := w.reg.Reenroll(t.Context(), id, admin, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +65,7 @@ func TestATokenBoundToAnAgentGivesItsIdBackWithAnotherKey(t *testing.T) {
 func TestARevokedAgentDoesNotComeBackWithAnotherToken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	tok, _, err := w.reg.CreateToken(t.Context(), admin, Token{UsesLeft: 5}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +74,7 @@ func TestARevokedAgentDoesNotComeBackWithAnotherToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.reg.Revoke(t.Context(), e.ID, "admin", "stolen"); err != nil {
+	if err := w.reg.Revoke(t.Context(), e.ID, admin, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.reg.Enroll(t.Context(), tok.Secret[:], csr, "EX01", "m"); !errors.Is(err, ErrRevoked) {
@@ -151,7 +155,7 @@ func TestRequestsForOtherKeysAreRefused(t *testing.T) {
 		t.Errorf("5 KiB: %v", err)
 	}
 	csr, _ = request(t)
-	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 1, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	tok, _, err := w.reg.CreateToken(t.Context(), admin, Token{UsesLeft: 1}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +164,7 @@ func TestRequestsForOtherKeysAreRefused(t *testing.T) {
 	}
 	for name, tok := range map[string]Token{"no uses": {}, "too many uses": {UsesLeft: 1e6}, "a label with a line break": {UsesLeft: 1, Labels: map[string]string{"a": "x\ny"}},
 		"a label that is no name": {UsesLeft: 1, Labels: map[string]string{"A B": "x"}}} {
-		if _, _, err := w.reg.CreateToken(t.Context(), tok, time.Hour, [32]byte{}, 1); !errors.Is(err, ErrRequest) {
+		if _, _, err := w.reg.CreateToken(t.Context(), admin, tok, time.Hour, [32]byte{}, 1); !errors.Is(err, ErrRequest) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -169,7 +173,7 @@ func TestRequestsForOtherKeysAreRefused(t *testing.T) {
 func TestARenewalInFlightDoesNotBringARevokedAgentBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 100, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	tok, _, err := w.reg.CreateToken(t.Context(), admin, Token{UsesLeft: 100}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +188,7 @@ func TestARenewalInFlightDoesNotBringARevokedAgentBack(t *testing.T) {
 			wg.Go(func() { _, _ = w.reg.Renew(t.Context(), e.ID, e.Cert, csr) })
 			wg.Go(func() { _ = w.reg.Seen(t.Context(), e.ID, "EX01", "m", e.Cert) })
 		}
-		if err := w.reg.Revoke(t.Context(), e.ID, "admin", "stolen"); err != nil {
+		if err := w.reg.Revoke(t.Context(), e.ID, admin, "stolen"); err != nil {
 			t.Fatal(err)
 		}
 		wg.Wait()
@@ -199,7 +203,7 @@ func TestTheLastWordAboutAnAgentCounts(t *testing.T) {
 	w := newWorld(t)
 	id, _ := w.agent(time.Now())
 	reenroll := func() trust.Token {
-		tok, err := w.reg.Reenroll(t.Context(), id, "admin", time.Hour, [32]byte{}, 1)
+		tok, err := w.reg.Reenroll(t.Context(), id, admin, time.Hour, [32]byte{}, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,7 +219,7 @@ func TestTheLastWordAboutAnAgentCounts(t *testing.T) {
 	if err := enrol(first); !errors.Is(err, ErrToken) {
 		t.Errorf("an earlier bound token: %v", err)
 	}
-	if err := w.reg.Revoke(t.Context(), id, "admin", "stolen"); err != nil {
+	if err := w.reg.Revoke(t.Context(), id, admin, "stolen"); err != nil {
 		t.Fatal(err)
 	}
 	if err := enrol(second); !errors.Is(err, ErrToken) {
@@ -229,7 +233,7 @@ func TestTheLastWordAboutAnAgentCounts(t *testing.T) {
 func TestAKeyThatWasTakenFromItsAgentComesBackWithNoOrdinaryToken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	tok, _, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	tok, _, err := w.reg.CreateToken(t.Context(), admin, Token{UsesLeft: 5}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +242,7 @@ func TestAKeyThatWasTakenFromItsAgentComesBackWithNoOrdinaryToken(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	bound, err := w.reg.Reenroll(t.Context(), e.ID, "admin", time.Hour, [32]byte{}, 1)
+	bound, err := w.reg.Reenroll(t.Context(), e.ID, admin, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +262,7 @@ func TestAKeyThatWasTakenFromItsAgentComesBackWithNoOrdinaryToken(t *testing.T) 
 func TestATokenEnds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	tok, kept, err := w.reg.CreateToken(t.Context(), Token{UsesLeft: 5, CreatedBy: "admin"}, time.Hour, [32]byte{}, 1)
+	tok, kept, err := w.reg.CreateToken(t.Context(), admin, Token{UsesLeft: 5}, time.Hour, [32]byte{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,4 +350,19 @@ func FuzzEnrolmentRequest(f *testing.F) {
 			t.Fatal("a request for another kind of key")
 		}
 	})
+}
+
+func TestBadTokensDoNotFillTheAuditLog(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	csr, _ := request(t)
+	for i := range 4 * refusalsBurst {
+		if _, err := w.reg.Enroll(t.Context(), []byte{byte(i), byte(i >> 8)}, csr, "EX01", "m"); !errors.Is(err, ErrToken) {
+			t.Fatal(err)
+		}
+	}
+	resp, err := w.log.List(t.Context(), 0)
+	if err != nil || len(resp.GetEntries()) == 0 || len(resp.GetEntries()) > refusalsBurst {
+		t.Errorf("%d entries, %v; want 1 to %d", len(resp.GetEntries()), err, refusalsBurst)
+	}
 }

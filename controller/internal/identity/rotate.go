@@ -1,12 +1,15 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
@@ -15,8 +18,8 @@ var ErrRotating = errors.New("identity: the CA is being replaced already; `stopg
 
 // BeginRotation makes a new CA that issues from then on; certificates of the old one stay good, and the server keeps its own,
 // until FinishRotation. The controller must not run.
-func BeginRotation(dir string, files Files) error {
-	a, err := Load(dir, files)
+func BeginRotation(dir string, keys Files) error {
+	a, err := Load(dir, keys)
 	if err != nil {
 		return err
 	}
@@ -28,7 +31,7 @@ func BeginRotation(dir string, files Files) error {
 		return err
 	}
 	a.certs, a.key = append([]*x509.Certificate{ca}, a.certs...), key
-	if err := writeCA(dir, files, a.certs, key); err != nil {
+	if err := writeCA(dir, keys, a.certs, key); err != nil {
 		return err
 	}
 	return a.refreshOperators(dir)
@@ -56,8 +59,8 @@ func (a *Authority) refreshOperators(dir string) error {
 // FinishRotation gives the server a certificate of the new CA and drops the old one. pending are agents whose certificate is
 // still of the old CA: without force it is refused while there are any. The credentials of people that are kept here are
 // issued anew; those kept elsewhere must be copied again. The controller must not run.
-func FinishRotation(dir string, files Files, pending []string, force bool) error {
-	a, err := Load(dir, files)
+func FinishRotation(dir string, keys Files, pending []string, force bool) error {
+	a, err := Load(dir, keys)
 	if err != nil {
 		return err
 	}
@@ -110,10 +113,10 @@ func reissue(dir string, issue func(dir string) error) error {
 	if err := issue(next); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, gone); err != nil {
+	if err := files.Rename(dir, gone); err != nil {
 		return err
 	}
-	if err := os.Rename(next, dir); err != nil {
+	if err := files.Rename(next, dir); err != nil {
 		return err
 	}
 	return os.RemoveAll(gone)
@@ -127,4 +130,12 @@ func (a *Authority) Issuer(c *x509.Certificate) string {
 		}
 	}
 	return ""
+}
+
+func parsePEM(data []byte) (*x509.Certificate, error) {
+	b, _ := pem.Decode(bytes.TrimSpace(data))
+	if b == nil {
+		return nil, errors.New("identity: no PEM certificate")
+	}
+	return x509.ParseCertificate(b.Bytes)
 }

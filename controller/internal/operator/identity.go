@@ -36,7 +36,7 @@ func (s *Service) CreateToken(ctx context.Context, r *stopgapv1.CreateTokenReque
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	token, kept, err := s.cfg.Registry.CreateToken(ctx, identity.Token{UsesLeft: int(r.GetUses()), Labels: r.GetLabels(), CreatedBy: actor(ctx)},
+	token, kept, err := s.cfg.Registry.CreateToken(ctx, actor(ctx), identity.Token{UsesLeft: int(r.GetUses()), Labels: r.GetLabels()},
 		time.Duration(r.GetTtlSeconds())*time.Second, root, floor)
 	if err != nil {
 		return nil, s.toStatus(err)

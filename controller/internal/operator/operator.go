@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -25,6 +26,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -99,18 +101,11 @@ func (s *Service) toStatus(err error) error {
 		}
 		s.cfg.Logger.Error("operator call failed", "error", err)
 	}
-	text := strings.ToValidUTF8(err.Error(), "?")
-	if len(text) > maxError {
-		text = strings.ToValidUTF8(text[:maxError], "") + "\n... and more"
-	}
-	return status.Error(code, text)
+	return status.Error(code, bounded.Text(err.Error(), maxError))
 }
 
 // actor names who calls, for the audit log.
-func actor(ctx context.Context) string {
-	c := identity.Caller(ctx)
-	return string(c.Kind) + " " + c.ID
-}
+func actor(ctx context.Context) audit.Actor { return access.From(ctx).Actor() }
 
 // Publish implements FleetService.
 func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
@@ -139,9 +134,9 @@ func (s *Service) Publish(st stopgapv1.FleetService_PublishServer) error {
 	}
 	ctx := st.Context()
 	var changes []string
-	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx), func() error {
+	err := s.cfg.Rollout.With(ctx, strategy, planOnly, actor(ctx).String(), func() error {
 		var err error
-		changes, err = s.cfg.Policy.Publish(ctx, files, identity.Caller(ctx).Kind == trust.KindAdmin)
+		changes, err = s.cfg.Policy.Publish(ctx, files, access.From(ctx).Kind == trust.KindAdmin)
 		return err
 	})
 	if err != nil {
@@ -169,7 +164,7 @@ func (s *Service) SetRelease(ctx context.Context, r *stopgapv1.SetReleaseRequest
 			resp.AppliedOn++
 		}
 	}
-	err = s.cfg.Rollout.Set(ctx, r.GetMitigation(), r.GetRevision(), rollout.Decision{Release: r.GetRelease(), Reason: r.GetReason(), By: actor(ctx), At: time.Now().UTC()})
+	err = s.cfg.Rollout.Set(ctx, r.GetMitigation(), r.GetRevision(), rollout.Decision{Release: r.GetRelease(), Reason: r.GetReason(), By: actor(ctx).String(), At: time.Now().UTC()})
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
@@ -203,7 +198,8 @@ func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigati
 	released := s.cfg.Rollout.Released()
 	for _, d := range cur.Sorted() {
 		dec := s.cfg.Rollout.Release(d.Ref())
-		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()], Release: dec.Release, ReleaseReason: dec.Reason}
+		m := &stopgapv1.MitigationSummary{Mitigation: d.Mitigation, Sha256: d.SHA256[:], Assigned: released[d.Ref()],
+			Release: max(dec.Release, stopgapv1.Release_RELEASE_RELEASED), ReleaseReason: dec.Reason}
 		for _, st := range slices.SortedFunc(maps.Keys(counts[d.Ref()]), outcome.Compare) {
 			m.Counts = append(m.Counts, &stopgapv1.StateCount{State: st, Count: counts[d.Ref()][st]})
 		}

@@ -112,7 +112,7 @@ func (s *Service) PlanRollout(_ context.Context, r *stopgapv1.PlanRolloutRequest
 
 // StartRollout implements FleetService.
 func (s *Service) StartRollout(ctx context.Context, r *stopgapv1.StartRolloutRequest) (*stopgapv1.StartRolloutResponse, error) {
-	x, err := s.cfg.Rollout.Start(ctx, items(r.GetItems()), r.GetStrategy(), r.GetPlanOnly(), actor(ctx))
+	x, err := s.cfg.Rollout.Start(ctx, items(r.GetItems()), r.GetStrategy(), r.GetPlanOnly(), actor(ctx).String())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
@@ -125,7 +125,7 @@ func (s *Service) ActOnRollout(ctx context.Context, r *stopgapv1.ActOnRolloutReq
 	if len(r.GetReason()) > maxReason {
 		return nil, status.Errorf(codes.InvalidArgument, "a reason of %d bytes, limit %d", len(r.GetReason()), maxReason)
 	}
-	x, err := s.cfg.Rollout.Act(ctx, r.GetId(), engine.Verb(r.GetVerb()), actor(ctx), r.GetReason())
+	x, err := s.cfg.Rollout.Act(ctx, r.GetId(), engine.Verb(r.GetVerb()), actor(ctx).String(), r.GetReason())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
@@ -204,7 +204,7 @@ func (s *Service) SetSwitch(ctx context.Context, r *stopgapv1.SetSwitchRequest) 
 	if len(r.GetReason()) > maxReason || len(r.GetLabel()) > maxReason || len(r.GetMitigation()) > maxReason {
 		return nil, status.Errorf(codes.InvalidArgument, "at most %d bytes each", maxReason)
 	}
-	sw := rollout.Switch{Mitigation: r.GetMitigation(), Scope: rollout.ScopeFleet, Reason: r.GetReason(), By: actor(ctx), Since: time.Now().UTC()}
+	sw := rollout.Switch{Mitigation: r.GetMitigation(), Scope: rollout.ScopeFleet, Reason: r.GetReason(), By: actor(ctx).String(), Since: time.Now().UTC()}
 	switch {
 	case r.GetLabel() != "" && r.GetAgent() != "":
 		return nil, status.Error(codes.InvalidArgument, "a label or a server, not both")

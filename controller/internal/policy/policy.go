@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"sort"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -346,16 +345,12 @@ func split(files []File) (roots map[uint64][]byte, targets []byte, docs map[stri
 			return nil, nil, nil, fmt.Errorf("%w: %s twice", ErrMalformed, f.Path)
 		}
 		seen[f.Path] = true
-		name, isMeta := strings.CutPrefix(f.Path, "metadata/")
-		doc, isDoc := strings.CutPrefix(f.Path, "targets/")
-		number, kind, _ := strings.Cut(name, ".")
-		n, perr := strconv.ParseUint(number, 10, 63)
-		switch {
-		case isDoc && tufpolicy.AllowedPath(doc):
-			docs[doc] = f.Content
-		case isMeta && perr == nil && n > 0 && kind == "root.json":
-			roots[n] = f.Content
-		case isMeta && perr == nil && n > 0 && kind == "targets.json" && targets == nil:
+		switch is, ok := tufpolicy.ParseFile(f.Path); {
+		case ok && is.Document != "":
+			docs[is.Document] = f.Content
+		case ok && is.Root > 0:
+			roots[is.Root] = f.Content
+		case ok && is.Targets > 0 && targets == nil:
 			targets = f.Content
 		default:
 			return nil, nil, nil, fmt.Errorf("%w: %q has no place in a policy directory, or stands in it twice", ErrMalformed, f.Path)

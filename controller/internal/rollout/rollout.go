@@ -24,6 +24,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
@@ -166,7 +167,8 @@ func (r *Rollout) Set(ctx context.Context, id string, revision uint32, d Decisio
 		return err
 	}
 	ref := mitigation.Ref(id, revision)
-	op := store.Op{Key: kRelease + ref, Value: raw, Delete: d.Release == stopgapv1.Release_RELEASE_UNSPECIFIED}
+	// Released is the default: there is no decision to keep.
+	op := store.Op{Key: kRelease + ref, Value: raw, Delete: d.Release <= stopgapv1.Release_RELEASE_RELEASED}
 	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{op}); err != nil {
 		return err
 	}
@@ -220,7 +222,7 @@ func (r *Rollout) choose(cur *policy.Current, srv Server, tell func(id, step str
 }
 
 // cut bounds what servers are told as a reason.
-func cut(s string) string { return strings.ToValidUTF8(s[:min(len(s), 300)], "") }
+func cut(s string) string { return bounded.Text(s, 300) }
 
 // item chooses among the revisions of one mitigation, oldest first; nil: none is named. The caller holds the lock.
 func (r *Rollout) item(docs []*mitigation.Document, srv Server, say func(string)) *stopgapv1.AssignmentItem {

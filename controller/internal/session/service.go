@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stopgap-em/stopgap/controller/internal/access"
 	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/fleet"
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
@@ -257,15 +258,15 @@ func (s *Service) hello(x *session, h *stopgapv1.Hello) error {
 // admit checks that a Hello is from the agent of the certificate, and from the machine that was enrolled.
 func (s *Service) admit(ctx context.Context, h *stopgapv1.Hello) error {
 	if err := checkHello(ctx, h); err != nil {
-		id := identity.Caller(ctx).ID
-		s.cfg.Audit.Append(ctx, "agent "+id, "denied", "Hello", "%s", status.Convert(err).Message())
+		id := access.From(ctx).ID
+		s.cfg.Audit.Append(ctx, audit.Agent(id), "denied", "Hello", "%s", status.Convert(err).Message())
 		return err
 	}
-	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), identity.Certificate(ctx))
+	err := s.cfg.Registry.Seen(ctx, h.GetAgentId(), clip(h.GetName()), h.GetFacts().GetMachineId(), access.From(ctx).Certificate)
 	if errors.Is(err, identity.ErrMachine) {
 		s.cfg.Fleet.Raise(h.GetAgentId(), "clone-detected", "another machine speaks with this identity, as after cloning a virtual machine: "+
 			clip(h.GetFacts().GetHost())+"; `stopgap agents reenroll` gives the right one a new key")
-		s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "clone-detected", h.GetAgentId(), "from %s: %v", clip(h.GetFacts().GetHost()), err)
+		s.cfg.Audit.Append(ctx, audit.Agent(h.GetAgentId()), "clone-detected", h.GetAgentId(), "from %s: %v", clip(h.GetFacts().GetHost()), err)
 		s.cfg.Logger.Error("another machine speaks with an agent's identity", "agent", h.GetAgentId(), "host", clip(h.GetFacts().GetHost()), "error", err)
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: %v; an operator can order re-enrolment", err)
 	}
@@ -285,7 +286,7 @@ func (s *Service) auditRefusal(ctx context.Context, h *stopgapv1.Hello) {
 	if a, err := s.cfg.Fleet.Find(h.GetAgentId()); err == nil && a.GetRefusedVersion() == h.GetAttemptedVersion() && a.GetRefusedError() != "" {
 		return
 	}
-	s.cfg.Audit.Append(ctx, "agent "+h.GetAgentId(), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))
+	s.cfg.Audit.Append(ctx, audit.Agent(h.GetAgentId()), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))
 }
 
 // heldBy is what an agent says it holds.
@@ -295,11 +296,11 @@ func heldBy(h *stopgapv1.Hello) tufpolicy.Versions {
 
 // RenewCertificate implements AgentService.
 func (s *Service) RenewCertificate(ctx context.Context, r *stopgapv1.RenewCertificateRequest) (*stopgapv1.RenewCertificateResponse, error) {
-	id := identity.Caller(ctx).ID
-	cert, err := s.cfg.Registry.Renew(ctx, id, identity.Certificate(ctx), r.GetCsr())
+	id := access.From(ctx).ID
+	cert, err := s.cfg.Registry.Renew(ctx, id, access.From(ctx).Certificate, r.GetCsr())
 	if err != nil {
 		if st := identity.ToStatus(err); st != nil {
-			s.cfg.Audit.Append(ctx, "agent "+id, "renew-refused", id, "%v", err)
+			s.cfg.Audit.Append(ctx, audit.Agent(id), "renew-refused", id, "%v", err)
 			return nil, st
 		}
 		s.cfg.Logger.Error("a certificate can't be renewed", "agent", id, "error", err)
@@ -365,7 +366,7 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	}
 	if cloned {
 		s.mu.Unlock()
-		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "clone-detected", id, "two processes; the one connected stays, sent away: %s", clip(h.GetFacts().GetHost()))
+		s.cfg.Audit.Append(x.stream.Context(), audit.Agent(id), "clone-detected", id, "two processes; the one connected stays, sent away: %s", clip(h.GetFacts().GetHost()))
 		s.cfg.Logger.Error("two processes speak with one identity; the one connected stays", "agent", id, "host", clip(h.GetFacts().GetHost()))
 		s.cfg.Fleet.Raise(id, "clone-detected", "two processes speak with this identity, as after cloning a virtual machine; `stopgap agents reenroll` gives the right one a new key")
 		return waitStatus(codes.FailedPrecondition, cloneWait, "clone detected: another process speaks with this identity and is connected")
@@ -381,8 +382,8 @@ func (s *Service) enter(x *session, h *stopgapv1.Hello) error {
 	}
 	// It may have been revoked between opening the stream and now: whoever revokes looks for a live stream after the record
 	// is written, so one of the two sees the other.
-	if err := s.cfg.Registry.Check(id, identity.Certificate(x.stream.Context())); err != nil {
-		s.cfg.Audit.Append(x.stream.Context(), "agent "+id, "denied", "Hello", "%v", err)
+	if err := s.cfg.Registry.Check(id, access.From(x.stream.Context()).Certificate); err != nil {
+		s.cfg.Audit.Append(x.stream.Context(), audit.Agent(id), "denied", "Hello", "%v", err)
 		x.end(status.Error(codes.PermissionDenied, err.Error()))
 	}
 	select {

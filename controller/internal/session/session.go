@@ -20,9 +20,11 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/stopgap-em/stopgap/controller/internal/identity"
+	"github.com/stopgap-em/stopgap/controller/internal/access"
+	"github.com/stopgap-em/stopgap/controller/internal/audit"
 	"github.com/stopgap-em/stopgap/controller/internal/store"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
@@ -247,7 +249,7 @@ func (s *session) nacked(n *stopgapv1.PolicyNack) {
 	s.svc.cfg.Logger.Error("policy refused by an agent", "agent", s.id, "version", n.GetVersion(), "permanent", n.GetPermanent(), "error", clip(n.GetError()))
 	s.svc.cfg.Fleet.Refused(s.id, n.GetTargetsVersion(), n.GetVersion(), n.GetError())
 	if s.nacks++; s.nacks <= maxAuditedNacks {
-		s.svc.cfg.Audit.Append(s.stream.Context(), "agent "+s.id, "policy-refused", fmt.Sprintf("timestamp %d", n.GetVersion()), "%s", clip(n.GetError()))
+		s.svc.cfg.Audit.Append(s.stream.Context(), audit.Agent(s.id), "policy-refused", fmt.Sprintf("timestamp %d", n.GetVersion()), "%s", clip(n.GetError()))
 	}
 	held := tufpolicy.Versions{Root: n.GetRootVersion(), Timestamp: n.GetHeldVersion(), Targets: n.GetTargetsVersion()}
 	if n.GetPermanent() {
@@ -268,7 +270,7 @@ func (s *session) nacked(n *stopgapv1.PolicyNack) {
 
 const maxLogged = 256
 
-func clip(s string) string { return s[:min(len(s), maxLogged)] }
+func clip(s string) string { return bounded.Text(s, maxLogged) }
 
 func (s *session) outcomes(b *stopgapv1.OutcomeBatch) error {
 	batch, err := checkBatch(s.id, b)
@@ -345,7 +347,7 @@ func plain(id string) bool {
 
 // checkHello compares the id that an agent claims with that of its certificate.
 func checkHello(ctx context.Context, h *stopgapv1.Hello) error {
-	caller := identity.Caller(ctx)
+	caller := access.From(ctx)
 	if h.GetAgentId() != caller.ID {
 		return status.Errorf(codes.PermissionDenied, "Hello is from agent %q, the certificate is for %q", clip(h.GetAgentId()), caller.ID)
 	}

@@ -3,6 +3,8 @@ package simulate
 import (
 	"fmt"
 	"strings"
+
+	"github.com/stopgap-em/stopgap/shared/bounded"
 )
 
 // Bounds on the requests that a report shows.
@@ -120,7 +122,7 @@ func (r *RuleReport) hit(depends bool, e *entry) {
 }
 
 // clip copies the beginning of a text, so that a report does not keep whole lines in memory.
-func clip(s string) string { return strings.Clone(strings.ToValidUTF8(s[:min(len(s), maxText)], "?")) }
+func clip(s string) string { return strings.Clone(bounded.Text(s, maxText)) }
 
 func (r *Report) merge(o *Report) {
 	r.Requests += o.Requests

@@ -147,8 +147,8 @@ func judge(set *urlrewrite.Ruleset, req *urlrewrite.Request, base string) (verdi
 // no longer evaluated: a few thousand hostile lines would otherwise take hours.
 const maxOverruns = 200
 
-// bounded is judge with that bound.
-func bounded(set *urlrewrite.Ruleset, e *entry, base string, overruns *atomic.Int64) verdict {
+// judgeWithin is judge with that bound.
+func judgeWithin(set *urlrewrite.Ruleset, e *entry, base string, overruns *atomic.Int64) verdict {
 	if overruns.Load() >= maxOverruns {
 		return overBudget
 	}
@@ -163,7 +163,7 @@ func bounded(set *urlrewrite.Ruleset, e *entry, base string, overruns *atomic.In
 // is another without the text that Exchange may have appended; a hit with any of the queries is a hit.
 func (r *rule) evaluate(e *entry, overruns *atomic.Int64) (v verdict, depends bool) {
 	e.queryAsked = false
-	v = bounded(r.set, e, r.base, overruns)
+	v = judgeWithin(r.set, e, r.base, overruns)
 	if !e.queryAsked || v == untouched && r.growing {
 		return v, false
 	}
@@ -174,7 +174,7 @@ func (r *rule) evaluate(e *entry, overruns *atomic.Int64) (v verdict, depends bo
 	}
 	for _, end := range ends {
 		e.req.RawQuery = whole[:end]
-		w := bounded(r.set, e, r.base, overruns)
+		w := judgeWithin(r.set, e, r.base, overruns)
 		if w == v {
 			continue
 		}

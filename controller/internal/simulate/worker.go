@@ -74,7 +74,7 @@ func (w *worker) line(line []byte) (why string) {
 		}
 		out.OwnPath++
 		if !out.matched && r.match != nil {
-			if v := bounded(r.match, &w.entry, r.base, &w.overruns[i]); v != blocked {
+			if v := judgeWithin(r.match, &w.entry, r.base, &w.overruns[i]); v != blocked {
 				out.count(v, false, &w.entry)
 				continue
 			}

@@ -32,7 +32,7 @@ const (
 //
 // AgentService is called by agents, with a client certificate whose URI SAN names fleet and agent.
 //
-// Limits, on both sides: 512 KiB for a frame to the controller, 16 MiB for a frame to the agent, 256 outcomes in a batch,
+// Limits, on both sides: 512 KiB for a frame to the controller, 32 MiB for a frame to the agent, 256 outcomes in a batch,
 // 120 frames in 10 seconds from one agent. Going past one ends the stream with RESOURCE_EXHAUSTED naming the limit.
 type AgentServiceClient interface {
 	// Connect is the open stream. The first frame must be Hello, within 10 seconds; its answer is Welcome. After that any
@@ -99,7 +99,7 @@ func (c *agentServiceClient) RenewCertificate(ctx context.Context, in *RenewCert
 //
 // AgentService is called by agents, with a client certificate whose URI SAN names fleet and agent.
 //
-// Limits, on both sides: 512 KiB for a frame to the controller, 16 MiB for a frame to the agent, 256 outcomes in a batch,
+// Limits, on both sides: 512 KiB for a frame to the controller, 32 MiB for a frame to the agent, 256 outcomes in a batch,
 // 120 frames in 10 seconds from one agent. Going past one ends the stream with RESOURCE_EXHAUSTED naming the limit.
 type AgentServiceServer interface {
 	// Connect is the open stream. The first frame must be Hello, within 10 seconds; its answer is Welcome. After that any

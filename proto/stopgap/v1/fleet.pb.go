@@ -28,9 +28,9 @@ const (
 type Release int32
 
 const (
-	// Released: the newest revision of each mitigation, by default.
+	// In a SetReleaseRequest, the same as released.
 	Release_RELEASE_UNSPECIFIED Release = 0
-	// Released to everybody.
+	// Released, as rollouts decide: no operator holds it back or has it taken off. The default.
 	Release_RELEASE_RELEASED Release = 1
 	// Not released: servers that have it keep it, others don't get it.
 	Release_RELEASE_HELD Release = 2
@@ -81,6 +81,78 @@ func (Release) EnumDescriptor() ([]byte, []int) {
 	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{0}
 }
 
+// ActorKind is what an actor of the audit log is. A kind never changes its number: the log's hash chain contains it.
+type ActorKind int32
+
+const (
+	ActorKind_ACTOR_KIND_UNSPECIFIED ActorKind = 0
+	// The controller itself. It has no name.
+	ActorKind_ACTOR_KIND_CONTROLLER ActorKind = 1
+	// A person with the role viewer, by name.
+	ActorKind_ACTOR_KIND_VIEWER ActorKind = 2
+	// A person with the role operator, by name.
+	ActorKind_ACTOR_KIND_OPERATOR ActorKind = 3
+	// A person with the role admin, by name.
+	ActorKind_ACTOR_KIND_ADMIN ActorKind = 4
+	// An agent, by its id.
+	ActorKind_ACTOR_KIND_AGENT ActorKind = 5
+	// Whoever holds an enrolment token, by the token's id.
+	ActorKind_ACTOR_KIND_TOKEN ActorKind = 6
+	// A caller that proved no identity. It has no name.
+	ActorKind_ACTOR_KIND_NOBODY ActorKind = 7
+)
+
+// Enum value maps for ActorKind.
+var (
+	ActorKind_name = map[int32]string{
+		0: "ACTOR_KIND_UNSPECIFIED",
+		1: "ACTOR_KIND_CONTROLLER",
+		2: "ACTOR_KIND_VIEWER",
+		3: "ACTOR_KIND_OPERATOR",
+		4: "ACTOR_KIND_ADMIN",
+		5: "ACTOR_KIND_AGENT",
+		6: "ACTOR_KIND_TOKEN",
+		7: "ACTOR_KIND_NOBODY",
+	}
+	ActorKind_value = map[string]int32{
+		"ACTOR_KIND_UNSPECIFIED": 0,
+		"ACTOR_KIND_CONTROLLER":  1,
+		"ACTOR_KIND_VIEWER":      2,
+		"ACTOR_KIND_OPERATOR":    3,
+		"ACTOR_KIND_ADMIN":       4,
+		"ACTOR_KIND_AGENT":       5,
+		"ACTOR_KIND_TOKEN":       6,
+		"ACTOR_KIND_NOBODY":      7,
+	}
+)
+
+func (x ActorKind) Enum() *ActorKind {
+	p := new(ActorKind)
+	*p = x
+	return p
+}
+
+func (x ActorKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ActorKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_stopgap_v1_fleet_proto_enumTypes[1].Descriptor()
+}
+
+func (ActorKind) Type() protoreflect.EnumType {
+	return &file_stopgap_v1_fleet_proto_enumTypes[1]
+}
+
+func (x ActorKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ActorKind.Descriptor instead.
+func (ActorKind) EnumDescriptor() ([]byte, []int) {
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{1}
+}
+
 // Presence is what the controller knows of an agent's connection.
 type Presence int32
 
@@ -125,11 +197,11 @@ func (x Presence) String() string {
 }
 
 func (Presence) Descriptor() protoreflect.EnumDescriptor {
-	return file_stopgap_v1_fleet_proto_enumTypes[1].Descriptor()
+	return file_stopgap_v1_fleet_proto_enumTypes[2].Descriptor()
 }
 
 func (Presence) Type() protoreflect.EnumType {
-	return &file_stopgap_v1_fleet_proto_enumTypes[1]
+	return &file_stopgap_v1_fleet_proto_enumTypes[2]
 }
 
 func (x Presence) Number() protoreflect.EnumNumber {
@@ -138,7 +210,7 @@ func (x Presence) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Presence.Descriptor instead.
 func (Presence) EnumDescriptor() ([]byte, []int) {
-	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{1}
+	return file_stopgap_v1_fleet_proto_rawDescGZIP(), []int{2}
 }
 
 // PublishRequest is one file of a policy directory; a call sends one for each.
@@ -1015,11 +1087,12 @@ func (x *ReenrollAgentResponse) GetToken() string {
 // AuditEntry is one line of the audit log.
 type AuditEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Counts up from 1.
+	// Counts up from 1, by one with each entry.
 	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// When, by the controller's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// Who: `operator NAME`, `agent ID`, `token ID`, `controller`.
+	// Only in entries written before actor_kind existed: kind and name in one text, as `operator ben`. Such entries are given with
+	// actor_kind and actor_name too.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
 	// What: `publish`, `token-create`, `enroll`, `enroll-refused`, `policy-refused`, ...
 	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
@@ -1028,7 +1101,11 @@ type AuditEntry struct {
 	// One line for people.
 	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
 	// SHA-256 of the entry before and this one.
-	Hash          []byte `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	Hash []byte `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
+	// What the actor is.
+	ActorKind ActorKind `protobuf:"varint,8,opt,name=actor_kind,json=actorKind,proto3,enum=stopgap.v1.ActorKind" json:"actor_kind,omitempty"`
+	// Which one of that kind; empty for the controller and for nobody.
+	ActorName     string `protobuf:"bytes,9,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1110,6 +1187,20 @@ func (x *AuditEntry) GetHash() []byte {
 		return x.Hash
 	}
 	return nil
+}
+
+func (x *AuditEntry) GetActorKind() ActorKind {
+	if x != nil {
+		return x.ActorKind
+	}
+	return ActorKind_ACTOR_KIND_UNSPECIFIED
+}
+
+func (x *AuditEntry) GetActorName() string {
+	if x != nil {
+		return x.ActorName
+	}
+	return ""
 }
 
 // ListAuditRequest selects.
@@ -1361,9 +1452,7 @@ type MitigationSummary struct {
 	Assigned bool `protobuf:"varint,3,opt,name=assigned,proto3" json:"assigned,omitempty"`
 	// How many servers report which state for this mitigation at this revision.
 	Counts []*StateCount `protobuf:"bytes,4,rep,name=counts,proto3" json:"counts,omitempty"`
-	// Its source.
-	Content []byte `protobuf:"bytes,5,opt,name=content,proto3" json:"content,omitempty"`
-	// What the controller does with it.
+	// What the controller does with it; never unspecified.
 	Release Release `protobuf:"varint,6,opt,name=release,proto3,enum=stopgap.v1.Release" json:"release,omitempty"`
 	// Why, when somebody decided so.
 	ReleaseReason string `protobuf:"bytes,7,opt,name=release_reason,json=releaseReason,proto3" json:"release_reason,omitempty"`
@@ -1425,13 +1514,6 @@ func (x *MitigationSummary) GetAssigned() bool {
 func (x *MitigationSummary) GetCounts() []*StateCount {
 	if x != nil {
 		return x.Counts
-	}
-	return nil
-}
-
-func (x *MitigationSummary) GetContent() []byte {
-	if x != nil {
-		return x.Content
 	}
 	return nil
 }
@@ -3710,7 +3792,7 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"ttlSeconds\"H\n" +
 	"\x15ReenrollAgentResponse\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\"\xcc\x01\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\xa1\x02\n" +
 	"\n" +
 	"AuditEntry\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
@@ -3719,7 +3801,11 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x06action\x18\x04 \x01(\tR\x06action\x12\x18\n" +
 	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x12\n" +
-	"\x04hash\x18\a \x01(\fR\x04hash\"(\n" +
+	"\x04hash\x18\a \x01(\fR\x04hash\x124\n" +
+	"\n" +
+	"actor_kind\x18\b \x01(\x0e2\x15.stopgap.v1.ActorKindR\tactorKind\x12\x1d\n" +
+	"\n" +
+	"actor_name\x18\t \x01(\tR\tactorName\"(\n" +
 	"\x10ListAuditRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\"\x83\x01\n" +
 	"\x11ListAuditResponse\x120\n" +
@@ -3734,17 +3820,16 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x15fixed_builds_revision\x18\x03 \x01(\rR\x13fixedBuildsRevision\x12!\n" +
 	"\froot_version\x18\x04 \x01(\x04R\vrootVersion\x12A\n" +
 	"\x0etargets_expire\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\rtargetsExpire\x12=\n" +
-	"\froot_expires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrootExpires\"\x9f\x02\n" +
+	"\froot_expires\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vrootExpires\"\x94\x02\n" +
 	"\x11MitigationSummary\x126\n" +
 	"\n" +
 	"mitigation\x18\x01 \x01(\v2\x16.stopgap.v1.MitigationR\n" +
 	"mitigation\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x1a\n" +
 	"\bassigned\x18\x03 \x01(\bR\bassigned\x12.\n" +
-	"\x06counts\x18\x04 \x03(\v2\x16.stopgap.v1.StateCountR\x06counts\x12\x18\n" +
-	"\acontent\x18\x05 \x01(\fR\acontent\x12-\n" +
+	"\x06counts\x18\x04 \x03(\v2\x16.stopgap.v1.StateCountR\x06counts\x12-\n" +
 	"\arelease\x18\x06 \x01(\x0e2\x13.stopgap.v1.ReleaseR\arelease\x12%\n" +
-	"\x0erelease_reason\x18\a \x01(\tR\rreleaseReason\"R\n" +
+	"\x0erelease_reason\x18\a \x01(\tR\rreleaseReasonJ\x04\b\x05\x10\x06R\acontent\"R\n" +
 	"\n" +
 	"StateCount\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.stopgap.v1.OutcomeStateR\x05state\x12\x14\n" +
@@ -3904,7 +3989,16 @@ const file_stopgap_v1_fleet_proto_rawDesc = "" +
 	"\x13RELEASE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10RELEASE_RELEASED\x10\x01\x12\x10\n" +
 	"\fRELEASE_HELD\x10\x02\x12\x14\n" +
-	"\x10RELEASE_REVERTED\x10\x03*v\n" +
+	"\x10RELEASE_REVERTED\x10\x03*\xcb\x01\n" +
+	"\tActorKind\x12\x1a\n" +
+	"\x16ACTOR_KIND_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15ACTOR_KIND_CONTROLLER\x10\x01\x12\x15\n" +
+	"\x11ACTOR_KIND_VIEWER\x10\x02\x12\x17\n" +
+	"\x13ACTOR_KIND_OPERATOR\x10\x03\x12\x14\n" +
+	"\x10ACTOR_KIND_ADMIN\x10\x04\x12\x14\n" +
+	"\x10ACTOR_KIND_AGENT\x10\x05\x12\x14\n" +
+	"\x10ACTOR_KIND_TOKEN\x10\x06\x12\x15\n" +
+	"\x11ACTOR_KIND_NOBODY\x10\a*v\n" +
 	"\bPresence\x12\x18\n" +
 	"\x14PRESENCE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12PRESENCE_CONNECTED\x10\x01\x12\x12\n" +
@@ -3952,177 +4046,179 @@ func file_stopgap_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_stopgap_v1_fleet_proto_rawDescData
 }
 
-var file_stopgap_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_stopgap_v1_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_stopgap_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_stopgap_v1_fleet_proto_goTypes = []any{
 	(Release)(0),                    // 0: stopgap.v1.Release
-	(Presence)(0),                   // 1: stopgap.v1.Presence
-	(*PublishRequest)(nil),          // 2: stopgap.v1.PublishRequest
-	(*PublishResponse)(nil),         // 3: stopgap.v1.PublishResponse
-	(*SetReleaseRequest)(nil),       // 4: stopgap.v1.SetReleaseRequest
-	(*SetReleaseResponse)(nil),      // 5: stopgap.v1.SetReleaseResponse
-	(*Token)(nil),                   // 6: stopgap.v1.Token
-	(*CreateTokenRequest)(nil),      // 7: stopgap.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 8: stopgap.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),       // 9: stopgap.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),      // 10: stopgap.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),      // 11: stopgap.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),     // 12: stopgap.v1.RevokeTokenResponse
-	(*RevokeAgentRequest)(nil),      // 13: stopgap.v1.RevokeAgentRequest
-	(*RevokeAgentResponse)(nil),     // 14: stopgap.v1.RevokeAgentResponse
-	(*ReenrollAgentRequest)(nil),    // 15: stopgap.v1.ReenrollAgentRequest
-	(*ReenrollAgentResponse)(nil),   // 16: stopgap.v1.ReenrollAgentResponse
-	(*AuditEntry)(nil),              // 17: stopgap.v1.AuditEntry
-	(*ListAuditRequest)(nil),        // 18: stopgap.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 19: stopgap.v1.ListAuditResponse
-	(*ListMitigationsRequest)(nil),  // 20: stopgap.v1.ListMitigationsRequest
-	(*ListMitigationsResponse)(nil), // 21: stopgap.v1.ListMitigationsResponse
-	(*MitigationSummary)(nil),       // 22: stopgap.v1.MitigationSummary
-	(*StateCount)(nil),              // 23: stopgap.v1.StateCount
-	(*Agent)(nil),                   // 24: stopgap.v1.Agent
-	(*ListAgentsRequest)(nil),       // 25: stopgap.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),      // 26: stopgap.v1.ListAgentsResponse
-	(*GetAgentRequest)(nil),         // 27: stopgap.v1.GetAgentRequest
-	(*GetAgentResponse)(nil),        // 28: stopgap.v1.GetAgentResponse
-	(*Explanation)(nil),             // 29: stopgap.v1.Explanation
-	(*OutcomeRecord)(nil),           // 30: stopgap.v1.OutcomeRecord
-	(*ListOutcomesRequest)(nil),     // 31: stopgap.v1.ListOutcomesRequest
-	(*ListOutcomesResponse)(nil),    // 32: stopgap.v1.ListOutcomesResponse
-	(*WatchRequest)(nil),            // 33: stopgap.v1.WatchRequest
-	(*WatchResponse)(nil),           // 34: stopgap.v1.WatchResponse
-	(*RecheckRequest)(nil),          // 35: stopgap.v1.RecheckRequest
-	(*RecheckResponse)(nil),         // 36: stopgap.v1.RecheckResponse
-	(*RolloutItem)(nil),             // 37: stopgap.v1.RolloutItem
-	(*RolloutMember)(nil),           // 38: stopgap.v1.RolloutMember
-	(*Rollout)(nil),                 // 39: stopgap.v1.Rollout
-	(*PlanRolloutRequest)(nil),      // 40: stopgap.v1.PlanRolloutRequest
-	(*PlanRolloutResponse)(nil),     // 41: stopgap.v1.PlanRolloutResponse
-	(*StartRolloutRequest)(nil),     // 42: stopgap.v1.StartRolloutRequest
-	(*StartRolloutResponse)(nil),    // 43: stopgap.v1.StartRolloutResponse
-	(*ActOnRolloutRequest)(nil),     // 44: stopgap.v1.ActOnRolloutRequest
-	(*ActOnRolloutResponse)(nil),    // 45: stopgap.v1.ActOnRolloutResponse
-	(*ListRolloutsRequest)(nil),     // 46: stopgap.v1.ListRolloutsRequest
-	(*ListRolloutsResponse)(nil),    // 47: stopgap.v1.ListRolloutsResponse
-	(*GetRolloutRequest)(nil),       // 48: stopgap.v1.GetRolloutRequest
-	(*GetRolloutResponse)(nil),      // 49: stopgap.v1.GetRolloutResponse
-	(*ListStrategiesRequest)(nil),   // 50: stopgap.v1.ListStrategiesRequest
-	(*ListStrategiesResponse)(nil),  // 51: stopgap.v1.ListStrategiesResponse
-	(*SetStrategyRequest)(nil),      // 52: stopgap.v1.SetStrategyRequest
-	(*SetStrategyResponse)(nil),     // 53: stopgap.v1.SetStrategyResponse
-	(*Switch)(nil),                  // 54: stopgap.v1.Switch
-	(*SetSwitchRequest)(nil),        // 55: stopgap.v1.SetSwitchRequest
-	(*SetSwitchResponse)(nil),       // 56: stopgap.v1.SetSwitchResponse
-	(*ListSwitchesRequest)(nil),     // 57: stopgap.v1.ListSwitchesRequest
-	(*ListSwitchesResponse)(nil),    // 58: stopgap.v1.ListSwitchesResponse
-	nil,                             // 59: stopgap.v1.Token.LabelsEntry
-	nil,                             // 60: stopgap.v1.CreateTokenRequest.LabelsEntry
-	nil,                             // 61: stopgap.v1.Agent.LabelsEntry
-	nil,                             // 62: stopgap.v1.Rollout.CountsEntry
-	(*timestamppb.Timestamp)(nil),   // 63: google.protobuf.Timestamp
-	(*Mitigation)(nil),              // 64: stopgap.v1.Mitigation
-	(OutcomeState)(0),               // 65: stopgap.v1.OutcomeState
-	(*Facts)(nil),                   // 66: stopgap.v1.Facts
-	(*Health)(nil),                  // 67: stopgap.v1.Health
-	(*Outcome)(nil),                 // 68: stopgap.v1.Outcome
+	(ActorKind)(0),                  // 1: stopgap.v1.ActorKind
+	(Presence)(0),                   // 2: stopgap.v1.Presence
+	(*PublishRequest)(nil),          // 3: stopgap.v1.PublishRequest
+	(*PublishResponse)(nil),         // 4: stopgap.v1.PublishResponse
+	(*SetReleaseRequest)(nil),       // 5: stopgap.v1.SetReleaseRequest
+	(*SetReleaseResponse)(nil),      // 6: stopgap.v1.SetReleaseResponse
+	(*Token)(nil),                   // 7: stopgap.v1.Token
+	(*CreateTokenRequest)(nil),      // 8: stopgap.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 9: stopgap.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),       // 10: stopgap.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),      // 11: stopgap.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),      // 12: stopgap.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),     // 13: stopgap.v1.RevokeTokenResponse
+	(*RevokeAgentRequest)(nil),      // 14: stopgap.v1.RevokeAgentRequest
+	(*RevokeAgentResponse)(nil),     // 15: stopgap.v1.RevokeAgentResponse
+	(*ReenrollAgentRequest)(nil),    // 16: stopgap.v1.ReenrollAgentRequest
+	(*ReenrollAgentResponse)(nil),   // 17: stopgap.v1.ReenrollAgentResponse
+	(*AuditEntry)(nil),              // 18: stopgap.v1.AuditEntry
+	(*ListAuditRequest)(nil),        // 19: stopgap.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 20: stopgap.v1.ListAuditResponse
+	(*ListMitigationsRequest)(nil),  // 21: stopgap.v1.ListMitigationsRequest
+	(*ListMitigationsResponse)(nil), // 22: stopgap.v1.ListMitigationsResponse
+	(*MitigationSummary)(nil),       // 23: stopgap.v1.MitigationSummary
+	(*StateCount)(nil),              // 24: stopgap.v1.StateCount
+	(*Agent)(nil),                   // 25: stopgap.v1.Agent
+	(*ListAgentsRequest)(nil),       // 26: stopgap.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),      // 27: stopgap.v1.ListAgentsResponse
+	(*GetAgentRequest)(nil),         // 28: stopgap.v1.GetAgentRequest
+	(*GetAgentResponse)(nil),        // 29: stopgap.v1.GetAgentResponse
+	(*Explanation)(nil),             // 30: stopgap.v1.Explanation
+	(*OutcomeRecord)(nil),           // 31: stopgap.v1.OutcomeRecord
+	(*ListOutcomesRequest)(nil),     // 32: stopgap.v1.ListOutcomesRequest
+	(*ListOutcomesResponse)(nil),    // 33: stopgap.v1.ListOutcomesResponse
+	(*WatchRequest)(nil),            // 34: stopgap.v1.WatchRequest
+	(*WatchResponse)(nil),           // 35: stopgap.v1.WatchResponse
+	(*RecheckRequest)(nil),          // 36: stopgap.v1.RecheckRequest
+	(*RecheckResponse)(nil),         // 37: stopgap.v1.RecheckResponse
+	(*RolloutItem)(nil),             // 38: stopgap.v1.RolloutItem
+	(*RolloutMember)(nil),           // 39: stopgap.v1.RolloutMember
+	(*Rollout)(nil),                 // 40: stopgap.v1.Rollout
+	(*PlanRolloutRequest)(nil),      // 41: stopgap.v1.PlanRolloutRequest
+	(*PlanRolloutResponse)(nil),     // 42: stopgap.v1.PlanRolloutResponse
+	(*StartRolloutRequest)(nil),     // 43: stopgap.v1.StartRolloutRequest
+	(*StartRolloutResponse)(nil),    // 44: stopgap.v1.StartRolloutResponse
+	(*ActOnRolloutRequest)(nil),     // 45: stopgap.v1.ActOnRolloutRequest
+	(*ActOnRolloutResponse)(nil),    // 46: stopgap.v1.ActOnRolloutResponse
+	(*ListRolloutsRequest)(nil),     // 47: stopgap.v1.ListRolloutsRequest
+	(*ListRolloutsResponse)(nil),    // 48: stopgap.v1.ListRolloutsResponse
+	(*GetRolloutRequest)(nil),       // 49: stopgap.v1.GetRolloutRequest
+	(*GetRolloutResponse)(nil),      // 50: stopgap.v1.GetRolloutResponse
+	(*ListStrategiesRequest)(nil),   // 51: stopgap.v1.ListStrategiesRequest
+	(*ListStrategiesResponse)(nil),  // 52: stopgap.v1.ListStrategiesResponse
+	(*SetStrategyRequest)(nil),      // 53: stopgap.v1.SetStrategyRequest
+	(*SetStrategyResponse)(nil),     // 54: stopgap.v1.SetStrategyResponse
+	(*Switch)(nil),                  // 55: stopgap.v1.Switch
+	(*SetSwitchRequest)(nil),        // 56: stopgap.v1.SetSwitchRequest
+	(*SetSwitchResponse)(nil),       // 57: stopgap.v1.SetSwitchResponse
+	(*ListSwitchesRequest)(nil),     // 58: stopgap.v1.ListSwitchesRequest
+	(*ListSwitchesResponse)(nil),    // 59: stopgap.v1.ListSwitchesResponse
+	nil,                             // 60: stopgap.v1.Token.LabelsEntry
+	nil,                             // 61: stopgap.v1.CreateTokenRequest.LabelsEntry
+	nil,                             // 62: stopgap.v1.Agent.LabelsEntry
+	nil,                             // 63: stopgap.v1.Rollout.CountsEntry
+	(*timestamppb.Timestamp)(nil),   // 64: google.protobuf.Timestamp
+	(*Mitigation)(nil),              // 65: stopgap.v1.Mitigation
+	(OutcomeState)(0),               // 66: stopgap.v1.OutcomeState
+	(*Facts)(nil),                   // 67: stopgap.v1.Facts
+	(*Health)(nil),                  // 68: stopgap.v1.Health
+	(*Outcome)(nil),                 // 69: stopgap.v1.Outcome
 }
 var file_stopgap_v1_fleet_proto_depIdxs = []int32{
 	0,  // 0: stopgap.v1.SetReleaseRequest.release:type_name -> stopgap.v1.Release
-	63, // 1: stopgap.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	59, // 2: stopgap.v1.Token.labels:type_name -> stopgap.v1.Token.LabelsEntry
-	60, // 3: stopgap.v1.CreateTokenRequest.labels:type_name -> stopgap.v1.CreateTokenRequest.LabelsEntry
-	6,  // 4: stopgap.v1.CreateTokenResponse.info:type_name -> stopgap.v1.Token
-	6,  // 5: stopgap.v1.ListTokensResponse.tokens:type_name -> stopgap.v1.Token
-	63, // 6: stopgap.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	17, // 7: stopgap.v1.ListAuditResponse.entries:type_name -> stopgap.v1.AuditEntry
-	22, // 8: stopgap.v1.ListMitigationsResponse.mitigations:type_name -> stopgap.v1.MitigationSummary
-	63, // 9: stopgap.v1.ListMitigationsResponse.targets_expire:type_name -> google.protobuf.Timestamp
-	63, // 10: stopgap.v1.ListMitigationsResponse.root_expires:type_name -> google.protobuf.Timestamp
-	64, // 11: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
-	23, // 12: stopgap.v1.MitigationSummary.counts:type_name -> stopgap.v1.StateCount
-	0,  // 13: stopgap.v1.MitigationSummary.release:type_name -> stopgap.v1.Release
-	65, // 14: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
-	66, // 15: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
-	1,  // 16: stopgap.v1.Agent.presence:type_name -> stopgap.v1.Presence
-	63, // 17: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	67, // 18: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
-	61, // 19: stopgap.v1.Agent.labels:type_name -> stopgap.v1.Agent.LabelsEntry
-	63, // 20: stopgap.v1.Agent.certificate_expires:type_name -> google.protobuf.Timestamp
-	24, // 21: stopgap.v1.ListAgentsResponse.agent:type_name -> stopgap.v1.Agent
-	24, // 22: stopgap.v1.GetAgentResponse.agent:type_name -> stopgap.v1.Agent
-	30, // 23: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
-	29, // 24: stopgap.v1.GetAgentResponse.explanations:type_name -> stopgap.v1.Explanation
-	68, // 25: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
-	63, // 26: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
-	65, // 27: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
-	30, // 28: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
-	30, // 29: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
-	63, // 30: stopgap.v1.RolloutMember.since:type_name -> google.protobuf.Timestamp
-	37, // 31: stopgap.v1.Rollout.items:type_name -> stopgap.v1.RolloutItem
-	63, // 32: stopgap.v1.Rollout.created:type_name -> google.protobuf.Timestamp
-	63, // 33: stopgap.v1.Rollout.since:type_name -> google.protobuf.Timestamp
-	63, // 34: stopgap.v1.Rollout.deadline:type_name -> google.protobuf.Timestamp
-	62, // 35: stopgap.v1.Rollout.counts:type_name -> stopgap.v1.Rollout.CountsEntry
-	37, // 36: stopgap.v1.PlanRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
-	38, // 37: stopgap.v1.PlanRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
-	37, // 38: stopgap.v1.StartRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
-	39, // 39: stopgap.v1.StartRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
-	39, // 40: stopgap.v1.ActOnRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
-	39, // 41: stopgap.v1.ListRolloutsResponse.rollouts:type_name -> stopgap.v1.Rollout
-	39, // 42: stopgap.v1.GetRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
-	38, // 43: stopgap.v1.GetRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
-	63, // 44: stopgap.v1.Switch.since:type_name -> google.protobuf.Timestamp
-	54, // 45: stopgap.v1.ListSwitchesResponse.switches:type_name -> stopgap.v1.Switch
-	2,  // 46: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
-	4,  // 47: stopgap.v1.FleetService.SetRelease:input_type -> stopgap.v1.SetReleaseRequest
-	20, // 48: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
-	25, // 49: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
-	27, // 50: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
-	31, // 51: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
-	33, // 52: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
-	35, // 53: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
-	7,  // 54: stopgap.v1.FleetService.CreateToken:input_type -> stopgap.v1.CreateTokenRequest
-	9,  // 55: stopgap.v1.FleetService.ListTokens:input_type -> stopgap.v1.ListTokensRequest
-	11, // 56: stopgap.v1.FleetService.RevokeToken:input_type -> stopgap.v1.RevokeTokenRequest
-	13, // 57: stopgap.v1.FleetService.RevokeAgent:input_type -> stopgap.v1.RevokeAgentRequest
-	15, // 58: stopgap.v1.FleetService.ReenrollAgent:input_type -> stopgap.v1.ReenrollAgentRequest
-	40, // 59: stopgap.v1.FleetService.PlanRollout:input_type -> stopgap.v1.PlanRolloutRequest
-	42, // 60: stopgap.v1.FleetService.StartRollout:input_type -> stopgap.v1.StartRolloutRequest
-	44, // 61: stopgap.v1.FleetService.ActOnRollout:input_type -> stopgap.v1.ActOnRolloutRequest
-	46, // 62: stopgap.v1.FleetService.ListRollouts:input_type -> stopgap.v1.ListRolloutsRequest
-	48, // 63: stopgap.v1.FleetService.GetRollout:input_type -> stopgap.v1.GetRolloutRequest
-	50, // 64: stopgap.v1.FleetService.ListStrategies:input_type -> stopgap.v1.ListStrategiesRequest
-	52, // 65: stopgap.v1.FleetService.SetStrategy:input_type -> stopgap.v1.SetStrategyRequest
-	55, // 66: stopgap.v1.FleetService.SetSwitch:input_type -> stopgap.v1.SetSwitchRequest
-	57, // 67: stopgap.v1.FleetService.ListSwitches:input_type -> stopgap.v1.ListSwitchesRequest
-	18, // 68: stopgap.v1.FleetService.ListAudit:input_type -> stopgap.v1.ListAuditRequest
-	3,  // 69: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
-	5,  // 70: stopgap.v1.FleetService.SetRelease:output_type -> stopgap.v1.SetReleaseResponse
-	21, // 71: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
-	26, // 72: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
-	28, // 73: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
-	32, // 74: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
-	34, // 75: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
-	36, // 76: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
-	8,  // 77: stopgap.v1.FleetService.CreateToken:output_type -> stopgap.v1.CreateTokenResponse
-	10, // 78: stopgap.v1.FleetService.ListTokens:output_type -> stopgap.v1.ListTokensResponse
-	12, // 79: stopgap.v1.FleetService.RevokeToken:output_type -> stopgap.v1.RevokeTokenResponse
-	14, // 80: stopgap.v1.FleetService.RevokeAgent:output_type -> stopgap.v1.RevokeAgentResponse
-	16, // 81: stopgap.v1.FleetService.ReenrollAgent:output_type -> stopgap.v1.ReenrollAgentResponse
-	41, // 82: stopgap.v1.FleetService.PlanRollout:output_type -> stopgap.v1.PlanRolloutResponse
-	43, // 83: stopgap.v1.FleetService.StartRollout:output_type -> stopgap.v1.StartRolloutResponse
-	45, // 84: stopgap.v1.FleetService.ActOnRollout:output_type -> stopgap.v1.ActOnRolloutResponse
-	47, // 85: stopgap.v1.FleetService.ListRollouts:output_type -> stopgap.v1.ListRolloutsResponse
-	49, // 86: stopgap.v1.FleetService.GetRollout:output_type -> stopgap.v1.GetRolloutResponse
-	51, // 87: stopgap.v1.FleetService.ListStrategies:output_type -> stopgap.v1.ListStrategiesResponse
-	53, // 88: stopgap.v1.FleetService.SetStrategy:output_type -> stopgap.v1.SetStrategyResponse
-	56, // 89: stopgap.v1.FleetService.SetSwitch:output_type -> stopgap.v1.SetSwitchResponse
-	58, // 90: stopgap.v1.FleetService.ListSwitches:output_type -> stopgap.v1.ListSwitchesResponse
-	19, // 91: stopgap.v1.FleetService.ListAudit:output_type -> stopgap.v1.ListAuditResponse
-	69, // [69:92] is the sub-list for method output_type
-	46, // [46:69] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	64, // 1: stopgap.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	60, // 2: stopgap.v1.Token.labels:type_name -> stopgap.v1.Token.LabelsEntry
+	61, // 3: stopgap.v1.CreateTokenRequest.labels:type_name -> stopgap.v1.CreateTokenRequest.LabelsEntry
+	7,  // 4: stopgap.v1.CreateTokenResponse.info:type_name -> stopgap.v1.Token
+	7,  // 5: stopgap.v1.ListTokensResponse.tokens:type_name -> stopgap.v1.Token
+	64, // 6: stopgap.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	1,  // 7: stopgap.v1.AuditEntry.actor_kind:type_name -> stopgap.v1.ActorKind
+	18, // 8: stopgap.v1.ListAuditResponse.entries:type_name -> stopgap.v1.AuditEntry
+	23, // 9: stopgap.v1.ListMitigationsResponse.mitigations:type_name -> stopgap.v1.MitigationSummary
+	64, // 10: stopgap.v1.ListMitigationsResponse.targets_expire:type_name -> google.protobuf.Timestamp
+	64, // 11: stopgap.v1.ListMitigationsResponse.root_expires:type_name -> google.protobuf.Timestamp
+	65, // 12: stopgap.v1.MitigationSummary.mitigation:type_name -> stopgap.v1.Mitigation
+	24, // 13: stopgap.v1.MitigationSummary.counts:type_name -> stopgap.v1.StateCount
+	0,  // 14: stopgap.v1.MitigationSummary.release:type_name -> stopgap.v1.Release
+	66, // 15: stopgap.v1.StateCount.state:type_name -> stopgap.v1.OutcomeState
+	67, // 16: stopgap.v1.Agent.facts:type_name -> stopgap.v1.Facts
+	2,  // 17: stopgap.v1.Agent.presence:type_name -> stopgap.v1.Presence
+	64, // 18: stopgap.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	68, // 19: stopgap.v1.Agent.health:type_name -> stopgap.v1.Health
+	62, // 20: stopgap.v1.Agent.labels:type_name -> stopgap.v1.Agent.LabelsEntry
+	64, // 21: stopgap.v1.Agent.certificate_expires:type_name -> google.protobuf.Timestamp
+	25, // 22: stopgap.v1.ListAgentsResponse.agent:type_name -> stopgap.v1.Agent
+	25, // 23: stopgap.v1.GetAgentResponse.agent:type_name -> stopgap.v1.Agent
+	31, // 24: stopgap.v1.GetAgentResponse.outcomes:type_name -> stopgap.v1.OutcomeRecord
+	30, // 25: stopgap.v1.GetAgentResponse.explanations:type_name -> stopgap.v1.Explanation
+	69, // 26: stopgap.v1.OutcomeRecord.outcome:type_name -> stopgap.v1.Outcome
+	64, // 27: stopgap.v1.OutcomeRecord.recorded_at:type_name -> google.protobuf.Timestamp
+	66, // 28: stopgap.v1.ListOutcomesRequest.states:type_name -> stopgap.v1.OutcomeState
+	31, // 29: stopgap.v1.ListOutcomesResponse.record:type_name -> stopgap.v1.OutcomeRecord
+	31, // 30: stopgap.v1.WatchResponse.outcome:type_name -> stopgap.v1.OutcomeRecord
+	64, // 31: stopgap.v1.RolloutMember.since:type_name -> google.protobuf.Timestamp
+	38, // 32: stopgap.v1.Rollout.items:type_name -> stopgap.v1.RolloutItem
+	64, // 33: stopgap.v1.Rollout.created:type_name -> google.protobuf.Timestamp
+	64, // 34: stopgap.v1.Rollout.since:type_name -> google.protobuf.Timestamp
+	64, // 35: stopgap.v1.Rollout.deadline:type_name -> google.protobuf.Timestamp
+	63, // 36: stopgap.v1.Rollout.counts:type_name -> stopgap.v1.Rollout.CountsEntry
+	38, // 37: stopgap.v1.PlanRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
+	39, // 38: stopgap.v1.PlanRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
+	38, // 39: stopgap.v1.StartRolloutRequest.items:type_name -> stopgap.v1.RolloutItem
+	40, // 40: stopgap.v1.StartRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	40, // 41: stopgap.v1.ActOnRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	40, // 42: stopgap.v1.ListRolloutsResponse.rollouts:type_name -> stopgap.v1.Rollout
+	40, // 43: stopgap.v1.GetRolloutResponse.rollout:type_name -> stopgap.v1.Rollout
+	39, // 44: stopgap.v1.GetRolloutResponse.members:type_name -> stopgap.v1.RolloutMember
+	64, // 45: stopgap.v1.Switch.since:type_name -> google.protobuf.Timestamp
+	55, // 46: stopgap.v1.ListSwitchesResponse.switches:type_name -> stopgap.v1.Switch
+	3,  // 47: stopgap.v1.FleetService.Publish:input_type -> stopgap.v1.PublishRequest
+	5,  // 48: stopgap.v1.FleetService.SetRelease:input_type -> stopgap.v1.SetReleaseRequest
+	21, // 49: stopgap.v1.FleetService.ListMitigations:input_type -> stopgap.v1.ListMitigationsRequest
+	26, // 50: stopgap.v1.FleetService.ListAgents:input_type -> stopgap.v1.ListAgentsRequest
+	28, // 51: stopgap.v1.FleetService.GetAgent:input_type -> stopgap.v1.GetAgentRequest
+	32, // 52: stopgap.v1.FleetService.ListOutcomes:input_type -> stopgap.v1.ListOutcomesRequest
+	34, // 53: stopgap.v1.FleetService.Watch:input_type -> stopgap.v1.WatchRequest
+	36, // 54: stopgap.v1.FleetService.Recheck:input_type -> stopgap.v1.RecheckRequest
+	8,  // 55: stopgap.v1.FleetService.CreateToken:input_type -> stopgap.v1.CreateTokenRequest
+	10, // 56: stopgap.v1.FleetService.ListTokens:input_type -> stopgap.v1.ListTokensRequest
+	12, // 57: stopgap.v1.FleetService.RevokeToken:input_type -> stopgap.v1.RevokeTokenRequest
+	14, // 58: stopgap.v1.FleetService.RevokeAgent:input_type -> stopgap.v1.RevokeAgentRequest
+	16, // 59: stopgap.v1.FleetService.ReenrollAgent:input_type -> stopgap.v1.ReenrollAgentRequest
+	41, // 60: stopgap.v1.FleetService.PlanRollout:input_type -> stopgap.v1.PlanRolloutRequest
+	43, // 61: stopgap.v1.FleetService.StartRollout:input_type -> stopgap.v1.StartRolloutRequest
+	45, // 62: stopgap.v1.FleetService.ActOnRollout:input_type -> stopgap.v1.ActOnRolloutRequest
+	47, // 63: stopgap.v1.FleetService.ListRollouts:input_type -> stopgap.v1.ListRolloutsRequest
+	49, // 64: stopgap.v1.FleetService.GetRollout:input_type -> stopgap.v1.GetRolloutRequest
+	51, // 65: stopgap.v1.FleetService.ListStrategies:input_type -> stopgap.v1.ListStrategiesRequest
+	53, // 66: stopgap.v1.FleetService.SetStrategy:input_type -> stopgap.v1.SetStrategyRequest
+	56, // 67: stopgap.v1.FleetService.SetSwitch:input_type -> stopgap.v1.SetSwitchRequest
+	58, // 68: stopgap.v1.FleetService.ListSwitches:input_type -> stopgap.v1.ListSwitchesRequest
+	19, // 69: stopgap.v1.FleetService.ListAudit:input_type -> stopgap.v1.ListAuditRequest
+	4,  // 70: stopgap.v1.FleetService.Publish:output_type -> stopgap.v1.PublishResponse
+	6,  // 71: stopgap.v1.FleetService.SetRelease:output_type -> stopgap.v1.SetReleaseResponse
+	22, // 72: stopgap.v1.FleetService.ListMitigations:output_type -> stopgap.v1.ListMitigationsResponse
+	27, // 73: stopgap.v1.FleetService.ListAgents:output_type -> stopgap.v1.ListAgentsResponse
+	29, // 74: stopgap.v1.FleetService.GetAgent:output_type -> stopgap.v1.GetAgentResponse
+	33, // 75: stopgap.v1.FleetService.ListOutcomes:output_type -> stopgap.v1.ListOutcomesResponse
+	35, // 76: stopgap.v1.FleetService.Watch:output_type -> stopgap.v1.WatchResponse
+	37, // 77: stopgap.v1.FleetService.Recheck:output_type -> stopgap.v1.RecheckResponse
+	9,  // 78: stopgap.v1.FleetService.CreateToken:output_type -> stopgap.v1.CreateTokenResponse
+	11, // 79: stopgap.v1.FleetService.ListTokens:output_type -> stopgap.v1.ListTokensResponse
+	13, // 80: stopgap.v1.FleetService.RevokeToken:output_type -> stopgap.v1.RevokeTokenResponse
+	15, // 81: stopgap.v1.FleetService.RevokeAgent:output_type -> stopgap.v1.RevokeAgentResponse
+	17, // 82: stopgap.v1.FleetService.ReenrollAgent:output_type -> stopgap.v1.ReenrollAgentResponse
+	42, // 83: stopgap.v1.FleetService.PlanRollout:output_type -> stopgap.v1.PlanRolloutResponse
+	44, // 84: stopgap.v1.FleetService.StartRollout:output_type -> stopgap.v1.StartRolloutResponse
+	46, // 85: stopgap.v1.FleetService.ActOnRollout:output_type -> stopgap.v1.ActOnRolloutResponse
+	48, // 86: stopgap.v1.FleetService.ListRollouts:output_type -> stopgap.v1.ListRolloutsResponse
+	50, // 87: stopgap.v1.FleetService.GetRollout:output_type -> stopgap.v1.GetRolloutResponse
+	52, // 88: stopgap.v1.FleetService.ListStrategies:output_type -> stopgap.v1.ListStrategiesResponse
+	54, // 89: stopgap.v1.FleetService.SetStrategy:output_type -> stopgap.v1.SetStrategyResponse
+	57, // 90: stopgap.v1.FleetService.SetSwitch:output_type -> stopgap.v1.SetSwitchResponse
+	59, // 91: stopgap.v1.FleetService.ListSwitches:output_type -> stopgap.v1.ListSwitchesResponse
+	20, // 92: stopgap.v1.FleetService.ListAudit:output_type -> stopgap.v1.ListAuditResponse
+	70, // [70:93] is the sub-list for method output_type
+	47, // [47:70] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_stopgap_v1_fleet_proto_init() }
@@ -4137,7 +4233,7 @@ func file_stopgap_v1_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stopgap_v1_fleet_proto_rawDesc), len(file_stopgap_v1_fleet_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -70,8 +70,8 @@ type FleetServiceClient interface {
 	GetAgent(ctx context.Context, in *GetAgentRequest, opts ...grpc.CallOption) (*GetAgentResponse, error)
 	// ListOutcomes lists the current outcome of each mitigation on each server.
 	ListOutcomes(ctx context.Context, in *ListOutcomesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListOutcomesResponse], error)
-	// Watch sends outcomes and connections as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history
-	// before that revision is gone: list, then watch from the revision listed).
+	// Watch sends outcomes as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history before that revision is
+	// gone: list, then watch from the revision listed).
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
 	Recheck(ctx context.Context, in *RecheckRequest, opts ...grpc.CallOption) (*RecheckResponse, error)
@@ -405,8 +405,8 @@ type FleetServiceServer interface {
 	GetAgent(context.Context, *GetAgentRequest) (*GetAgentResponse, error)
 	// ListOutcomes lists the current outcome of each mitigation on each server.
 	ListOutcomes(*ListOutcomesRequest, grpc.ServerStreamingServer[ListOutcomesResponse]) error
-	// Watch sends outcomes and connections as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history
-	// before that revision is gone: list, then watch from the revision listed).
+	// Watch sends outcomes as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history before that revision is
+	// gone: list, then watch from the revision listed).
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
 	Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error)

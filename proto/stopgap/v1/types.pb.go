@@ -119,6 +119,8 @@ const (
 	Proof_PROOF_CONFIGURATION_ONLY Proof = 1
 	// The exploit's request was sent and refused.
 	Proof_PROOF_EFFECT_PROVEN Proof = 2
+	// The exploit's request was sent and got through, although the configuration says that it is refused. Never APPLIED.
+	Proof_PROOF_CONTRADICTED Proof = 3
 )
 
 // Enum value maps for Proof.
@@ -127,11 +129,13 @@ var (
 		0: "PROOF_UNSPECIFIED",
 		1: "PROOF_CONFIGURATION_ONLY",
 		2: "PROOF_EFFECT_PROVEN",
+		3: "PROOF_CONTRADICTED",
 	}
 	Proof_value = map[string]int32{
 		"PROOF_UNSPECIFIED":        0,
 		"PROOF_CONFIGURATION_ONLY": 1,
 		"PROOF_EFFECT_PROVEN":      2,
+		"PROOF_CONTRADICTED":       3,
 	}
 )
 
@@ -650,11 +654,12 @@ const file_stopgap_v1_types_proto_rawDesc = "" +
 	"\x1bOUTCOME_STATE_REVERT_FAILED\x10\b\x12\x1a\n" +
 	"\x16OUTCOME_STATE_CONFLICT\x10\t\x12\x19\n" +
 	"\x15OUTCOME_STATE_PARTIAL\x10\n" +
-	"*U\n" +
+	"*m\n" +
 	"\x05Proof\x12\x15\n" +
 	"\x11PROOF_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROOF_CONFIGURATION_ONLY\x10\x01\x12\x17\n" +
-	"\x13PROOF_EFFECT_PROVEN\x10\x02B:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
+	"\x13PROOF_EFFECT_PROVEN\x10\x02\x12\x16\n" +
+	"\x12PROOF_CONTRADICTED\x10\x03B:Z8github.com/stopgap-em/stopgap/proto/stopgap/v1;stopgapv1b\x06proto3"
 
 var (
 	file_stopgap_v1_types_proto_rawDescOnce sync.Once

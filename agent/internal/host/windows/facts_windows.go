@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/windows/registry"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
-	"github.com/stopgap-em/stopgap/shared/trust"
+	"github.com/stopgap-em/stopgap/shared/files"
 )
 
 // Keys of the registry, below HKEY_LOCAL_MACHINE.
@@ -86,7 +86,7 @@ func (h *Host) Facts(context.Context) (*stopgapv1.Facts, error) {
 	f.Unsettled = h.settled.look(f.GetExchangeBuild(), time.Now(), serviceStarted("W3SVC"), rebootPending(f.GetInstallPath()))
 	if f.GetExchangeBuild() != "" && h.settled.due(time.Now()) {
 		if raw, err := json.Marshal(&h.settled); err == nil {
-			_ = trust.WritePrivate(h.buildFile, raw) // next time, if the disk is full
+			_ = files.Replace(h.buildFile, raw, files.Private) // next time, if the disk is full
 		}
 	}
 	return f, nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/shared/bounded"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -141,9 +142,5 @@ func (p pools) setState(ctx context.Context, name, want string) error {
 }
 
 func cut(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > maxAppcmdQuote {
-		s = s[:maxAppcmdQuote] + "..."
-	}
-	return s
+	return bounded.Text(strings.Join(strings.Fields(s), " "), maxAppcmdQuote)
 }

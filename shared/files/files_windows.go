@@ -1,4 +1,4 @@
-package trust
+package files
 
 import (
 	"errors"
@@ -24,8 +24,9 @@ func descriptor() (*windows.SECURITY_DESCRIPTOR, error) {
 	return windows.SecurityDescriptorFromString(andOwner)
 }
 
-// private keeps everybody but SYSTEM and Administrators from a file: modes say nothing on Windows.
-func private(path string) error {
+// keepPrivate keeps everybody but SYSTEM and Administrators from a file: modes say nothing on Windows. A volume without access
+// lists, as on a memory stick, keeps nobody out.
+func keepPrivate(path string) error {
 	sd, err := descriptor()
 	if err != nil {
 		return err
@@ -34,12 +35,17 @@ func private(path string) error {
 	if err != nil {
 		return err
 	}
-	return windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+	err = windows.SetNamedSecurityInfo(path, windows.SE_FILE_OBJECT,
+		windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+	if errors.Is(err, windows.ERROR_NOT_SUPPORTED) || errors.Is(err, windows.ERROR_INVALID_FUNCTION) {
+		return nil
+	}
+	return err
 }
 
-// makePrivate makes a directory with its access from the first moment on. One that is there must be a directory, no link to one, and belong
-// to SYSTEM, Administrators or us: anybody may make directories below %ProgramData%, and who owns one decides who reads it.
-func makePrivate(dir string) error {
+// makePrivateDir makes a directory with its access from the first moment on. One that is there must be a directory, no link to one,
+// and belong to SYSTEM, Administrators or us: anybody may make directories below %ProgramData%, and who owns one decides who reads it.
+func makePrivateDir(dir string) error {
 	sd, err := descriptor()
 	if err != nil {
 		return err
@@ -57,8 +63,8 @@ func makePrivate(dir string) error {
 		return err
 	}
 	// By handle, so that what is looked at is what is changed.
-	h, err := windows.CreateFile(name, windows.READ_CONTROL|windows.WRITE_DAC|windows.FILE_READ_ATTRIBUTES, windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE,
-		nil, windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
+	h, err := windows.CreateFile(name, windows.READ_CONTROL|windows.WRITE_DAC|windows.FILE_READ_ATTRIBUTES,
+		windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil, windows.OPEN_EXISTING, windows.FILE_FLAG_BACKUP_SEMANTICS|windows.FILE_FLAG_OPEN_REPARSE_POINT, 0)
 	if err != nil {
 		return err
 	}
@@ -85,7 +91,8 @@ func makePrivate(dir string) error {
 	if err != nil {
 		return err
 	}
-	return windows.SetSecurityInfo(h, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, dacl, nil)
+	return windows.SetSecurityInfo(h, windows.SE_FILE_OBJECT, windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION,
+		nil, nil, dacl, nil)
 }
 
 // trusted says whether an owner is SYSTEM, Administrators, one of its members by the name of the machine's administrator, or us.
@@ -98,3 +105,21 @@ func trusted(owner *windows.SID) (bool, error) {
 	u, err := windows.GetCurrentProcessToken().GetTokenUser()
 	return err == nil && owner.Equals(u.User.Sid), err
 }
+
+// rename waits until the new name is on disk: Windows can't flush a directory.
+func rename(from, to string) error {
+	f, err := windows.UTF16PtrFromString(from)
+	if err != nil {
+		return err
+	}
+	t, err := windows.UTF16PtrFromString(to)
+	if err != nil {
+		return err
+	}
+	if err := windows.MoveFileEx(f, t, windows.MOVEFILE_REPLACE_EXISTING|windows.MOVEFILE_WRITE_THROUGH); err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
+func flushDir(string) error { return nil }

@@ -1,4 +1,4 @@
-package agent
+package identity
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
-// credentials are the agent's own, as they are now: certificate and CA are renewed while it runs.
-type credentials struct {
+// Credentials are the agent's own, as they are now: Run renews certificate and CA while the agent runs.
+type Credentials struct {
 	dir  string
 	kick chan struct{}
 
@@ -25,15 +25,17 @@ type credentials struct {
 	cur *trust.Credentials
 }
 
-func openCredentials(dir string) (*credentials, error) {
+// Open reads a credential directory.
+func Open(dir string) (*Credentials, error) {
 	c, err := trust.LoadCredentials(dir)
 	if err != nil {
 		return nil, err
 	}
-	return &credentials{dir: dir, kick: make(chan struct{}, 1), cur: c}, nil
+	return &Credentials{dir: dir, kick: make(chan struct{}, 1), cur: c}, nil
 }
 
-func (c *credentials) get() *trust.Credentials {
+// Get gives the credentials as they are now.
+func (c *Credentials) Get() *trust.Credentials {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cur
@@ -45,15 +47,24 @@ const (
 	renewRetryMax = 30 * time.Minute
 )
 
-// renewer calls RenewCertificate.
-type renewer interface {
+// RenewSoon makes Run renew the certificate now.
+func (c *Credentials) RenewSoon() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Renewer calls RenewCertificate.
+type Renewer interface {
 	Renew(context.Context, *stopgapv1.RenewCertificateRequest) (*stopgapv1.RenewCertificateResponse, error)
 }
 
-// run renews the certificate at half of its life, ±10 %, or when told to, until ctx ends.
-func (c *credentials) run(ctx context.Context, up renewer, note func(code, text string), log hclog.Logger) error {
+// Run renews the certificate at half of its life, ±10 %, and whenever RenewSoon was called, until ctx ends. It notes by note that
+// the certificate is about to expire, under the code certificate-expiring; an empty text takes the note back.
+func (c *Credentials) Run(ctx context.Context, up Renewer, note func(code, text string), log hclog.Logger) error {
 	retry := renewRetryMin
-	at := trust.RenewAt(c.get().Cert.Leaf, 2*rand.Float64()-1)
+	at := trust.RenewAt(c.Get().Cert.Leaf, 2*rand.Float64()-1)
 	for {
 		t := time.NewTimer(time.Until(at))
 		select {
@@ -70,7 +81,7 @@ func (c *credentials) run(ctx context.Context, up renewer, note func(code, text 
 		}
 		if err == nil {
 			retry = renewRetryMin
-			leaf := c.get().Cert.Leaf
+			leaf := c.Get().Cert.Leaf
 			at = trust.RenewAt(leaf, 2*rand.Float64()-1)
 			// With a clock that is far ahead half of its life is always over.
 			if soonest := time.Now().Add((leaf.NotAfter.Sub(leaf.NotBefore) - trust.Backdate) / 10); at.Before(soonest) {
@@ -88,19 +99,20 @@ func (c *credentials) run(ctx context.Context, up renewer, note func(code, text 
 }
 
 // late says what a failed renewal means; "" while there is time.
-func (c *credentials) late(err error, now time.Time) string {
-	leaf := c.get().Cert.Leaf
+func (c *Credentials) late(err error, now time.Time) string {
+	leaf := c.Get().Cert.Leaf
 	switch left := leaf.NotAfter.Sub(now); {
 	case left < 0:
-		return fmt.Sprintf("the certificate expired on %s and can't be renewed (%v); after 30 days this agent has to enrol again", leaf.NotAfter.Format(time.RFC3339), err)
+		return fmt.Sprintf("the certificate expired on %s and can't be renewed (%v); after 30 days this agent has to enrol again",
+			leaf.NotAfter.Format(time.RFC3339), err)
 	case left < (leaf.NotAfter.Sub(leaf.NotBefore)-trust.Backdate)/4:
 		return fmt.Sprintf("the certificate ends on %s and can't be renewed: %v", leaf.NotAfter.Format(time.RFC3339), err)
 	}
 	return ""
 }
 
-func (c *credentials) renew(ctx context.Context, up renewer) error {
-	cur := c.get()
+func (c *Credentials) renew(ctx context.Context, up Renewer) error {
+	cur := c.Get()
 	key, ok := cur.Cert.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
 		return errors.New("the key is no ECDSA key")
