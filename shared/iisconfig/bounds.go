@@ -41,7 +41,8 @@ func (m *Model) forget() {
 
 func tooDeep(site *Site, segments int) *Invalid {
 	return &Invalid{File: "site " + site.Name, Unsure: true,
-		Msg: fmt.Sprintf("the URL path has %d segments; HTTP.sys accepts at most %d by default, and this version judges no more", segments, maxSegments)}
+		Msg: fmt.Sprintf("the URL path has %d segments; HTTP.sys accepts at most %d by default, and this version judges no more",
+			segments, maxSegments)}
 }
 
 // size is the number of bytes of a file; a nil source has none.

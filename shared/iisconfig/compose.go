@@ -245,7 +245,8 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			break
 		}
 		if bytes += src.size(); bytes > maxChainBytes {
-			bad = &Invalid{File: src.name, Unsure: true, Msg: fmt.Sprintf("the web.config files down to this one have more than %d bytes together: this version reads no more", maxChainBytes)}
+			bad = &Invalid{File: src.name, Unsure: true,
+				Msg: fmt.Sprintf("the web.config files down to this one have more than %d bytes together: this version reads no more", maxChainBytes)}
 			break
 		}
 		take(src, "", l, i, base)
@@ -370,7 +371,8 @@ func (p *Place) compose(k kind, x contribution, locks *locks, c *collector, subs
 		return bad
 	}
 	if _, ok := x.outer.Lookup("configProtectionProvider"); ok { // source: blogs.iis.net/wonyoo
-		return x.src.errorf(x.outer, HResultUnknown, "section %s is encrypted as a whole (configProtectionProvider): IIS does not read it", k.name)
+		return x.src.errorf(x.outer, HResultUnknown, "section %s is encrypted as a whole (configProtectionProvider): IIS does not read it",
+			k.name)
 	}
 	if file, ok := x.outer.Lookup("configSource"); ok {
 		if bad := p.follow(k, &x, file); bad != nil {

@@ -27,7 +27,8 @@ var conditionKeys = [][2]string{{"input", ""}, {"matchType", "Pattern"}, {"patte
 
 // inners lists the collections inside the elements of a section. Conditions of distributed rules have no key.
 var inners = map[string][]inner{
-	"globalRules":   {{in: "conditions", element: "add", keys: conditionKeys, optional: true}, {in: "serverVariables", element: "set", keys: [][2]string{{"name", ""}}}},
+	"globalRules": {{in: "conditions", element: "add", keys: conditionKeys, optional: true},
+		{in: "serverVariables", element: "set", keys: [][2]string{{"name", ""}}}},
 	"rules":         {{in: "serverVariables", element: "set", keys: [][2]string{{"name", ""}}}},
 	"outboundRules": {{in: "conditions", element: "add", keys: conditionKeys, optional: true}},
 	"preConditions": {{element: "add", keys: conditionKeys, optional: true}},
@@ -47,7 +48,8 @@ var enums = map[[2]string][]string{
 }
 
 // bools are the attributes that are true or false, in whichever element.
-var bools = []string{"enabled", "stopProcessing", "ignoreCase", "negate", "trackAllCaptures", "appendQueryString", "logRewrittenUrl", "replace"}
+var bools = []string{"enabled", "stopProcessing", "ignoreCase", "negate", "trackAllCaptures", "appendQueryString", "logRewrittenUrl",
+	"replace"}
 
 // ruled are the sections whose elements are checked for values out of range.
 var ruled = []string{"globalRules", "rules", "outboundRules", "preConditions"}

@@ -101,7 +101,7 @@ func openConfig(args []string, site string) (*explainedConfig, error) {
 		main = a
 	}
 	if main == "" {
-		return nil, errors.New("--config: no directory and no applicationHost.config is given; web.config files alone do not say what is an application")
+		return nil, errors.New("--config: no directory and no applicationHost.config is given; web.config files alone are not enough")
 	}
 	cfg := &explainedConfig{files: &givenFiles{given: map[string]string{}}}
 	data, name, err := cfg.applicationHost(main)
@@ -225,7 +225,7 @@ func readRegular(name string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: not a regular file", name)
 	}
 	if st.Size() > xmldoc.MaxBytes {
-		return nil, fmt.Errorf("%s: it has %d bytes, the limit of this command is %d: %w", name, st.Size(), xmldoc.MaxBytes, iisconfig.ErrTooLarge)
+		return nil, fmt.Errorf("%s: %d bytes, limit %d: %w", name, st.Size(), xmldoc.MaxBytes, iisconfig.ErrTooLarge)
 	}
 	f, err := os.Open(name)
 	if err != nil {

@@ -45,7 +45,8 @@ func (r *explainReport) printSummary(p *printer) error {
 	}
 	l := clirun.Listing{Header: []string{"SITE", "APPLICATION", "POOL", "GLOBAL", "INBOUND", "OUTBOUND", "REMARK"}}
 	for _, a := range r.Summary {
-		row := []string{a.Site, a.Path, a.Pool, strconv.Itoa(a.Global), strconv.Itoa(a.Inbound), strconv.Itoa(a.Outbound), strings.Join(a.Notes, "; ")}
+		row := []string{a.Site, a.Path, a.Pool, strconv.Itoa(a.Global), strconv.Itoa(a.Inbound), strconv.Itoa(a.Outbound),
+			strings.Join(a.Notes, "; ")}
 		if a.Refused != nil {
 			row[3], row[4], row[5], row[6] = "-", "-", "-", a.Refused.sentence()
 		}

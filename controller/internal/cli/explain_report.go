@@ -225,7 +225,8 @@ func (c *explainedConfig) state(l iisconfig.Level) string {
 }
 
 // explainedSections are the sections that are shown, in order.
-var explainedSections = []string{"globalRules", "rules", "outboundRules", "preConditions", "customTags", "rewriteMaps", "providers", "allowedServerVariables"}
+var explainedSections = []string{"globalRules", "rules", "outboundRules", "preConditions", "customTags", "rewriteMaps", "providers",
+	"allowedServerVariables"}
 
 func (c *explainedConfig) place(p *iisconfig.Place) *explainedPlace {
 	x := &explainedPlace{Site: p.Site.Name, Path: p.Path, Application: p.App.Path, Pool: p.App.Pool, Ignores: p.IgnoresWebConfig()}
