@@ -19,6 +19,10 @@ type cached struct {
 	dirs map[string]string // what Canonical said
 }
 
+func newCached(d Driver) *cached {
+	return &cached{Driver: d, read: map[string]cachedFile{}, dirs: map[string]string{}}
+}
+
 type cachedFile struct {
 	data []byte
 	name string

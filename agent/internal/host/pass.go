@@ -34,7 +34,7 @@ type Pass struct {
 
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
 func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
-	p := &Pass{d: d, disk: &cached{Driver: d, read: map[string]cachedFile{}, dirs: map[string]string{}}, originals: o, inForce: inForce, files: map[string]*file{}}
+	p := &Pass{d: d, disk: newCached(d), originals: o, inForce: inForce, files: map[string]*file{}}
 	p.newErr = shared(ctx, d)
 	data, name, err := d.ApplicationHost(ctx)
 	switch {

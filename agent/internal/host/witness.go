@@ -231,7 +231,7 @@ func (l *Look) section(ctx context.Context, p *Pass, s *appLook, place *iisconfi
 
 // stale reports whether a file was changed while IIS was asked, so that the two sides speak of different configurations.
 func (l *Look) stale(p *Pass, app *iisconfig.App, section string, was appcmdxml.View) bool {
-	fresh := iisconfig.NewModel(p.server, &cached{Driver: p.d, read: map[string]cachedFile{}}).At(app.Site, app.Path)
+	fresh := iisconfig.NewModel(p.server, newCached(p.d)).At(app.Site, app.Path)
 	now := p.diskModel().At(app.Site, app.Path)
 	return (fresh.Section(section).Err == nil) != (now.Section(section).Err == nil) || appcmdxml.Compare(was, modelView(fresh, section), section) != nil
 }
