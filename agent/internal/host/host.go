@@ -72,6 +72,8 @@ type Error struct {
 	Err  error
 	// Conflict: something that is not ours stands in the place; counts as unprotected.
 	Conflict bool
+	// TakeOff: what is there of ours has no effect any more, and IIS refuses the configuration because of it. It has to go.
+	TakeOff bool
 }
 
 func (e *Error) Error() string { return e.Err.Error() }

@@ -163,6 +163,15 @@ func (a *urlRewrite) Plan(context.Context) (Plan, error) {
 			return pl, a.touches(&pl)
 		}
 	}
+	if (refused != nil || best.cover.ok() == 0) && now.ok() == 0 {
+		harm, err := a.harm()
+		if err != nil {
+			return pl, err
+		}
+		if harm != nil {
+			return pl, harm
+		}
+	}
 	if refused != nil {
 		return pl, refused
 	}
@@ -191,6 +200,27 @@ func (a *urlRewrite) gaps(c coverage) []string {
 		out = append(out, a.left...)
 	}
 	return out
+}
+
+// harm says where IIS refuses the configuration because of our rules, which it took when they were written: somebody has locked
+// the section since, for example. nil where it does not, or where it would refuse it without them too.
+func (a *urlRewrite) harm() (*Error, error) {
+	bare, err := a.p.bareModel()
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range a.held() {
+		dir, _ := SplitRef(ref)
+		for _, r := range a.p.diskModel().Readers(dir) {
+			bad := r.Place.Invalid()
+			if bad == nil || !r.Own && !r.Place.App.IsExchange() || bare.At(r.Place.Site, r.Place.Path).Invalid() != nil {
+				continue
+			}
+			return &Error{Code: refusedCode(bad), TakeOff: true,
+				Err: fmt.Errorf("%s%s answers 500.19%s because of our rules: %w", r.Place.Site.Name, r.Place.Path, hresult(bad), bad)}, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // no harm
 }
 
 // twins reports whether somebody else's rules are reached wherever ours would be.

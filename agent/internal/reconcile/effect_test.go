@@ -313,3 +313,26 @@ func TestWhatItsOwnProbeContradictsIsNeverApplied(t *testing.T) {
 	}
 	g.withdraw(before)
 }
+
+func TestALockThatComesLaterDoesNotLeaveTheSiteDownBecauseOfUs(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU14, Host: "EX01"})
+	g.publish("M1")
+	g.pass()
+	g.expect("M1", applied, "applied")
+	lock := `<location path="Default Web Site" overrideMode="Deny"><system.webServer><rewrite><rules /></rewrite></system.webServer></location></configuration>`
+	g.edit(appHost, "</configuration>", lock)
+	g.pass()
+	g.expect("M1", failed, "config-locked")
+	if strings.Contains(g.read(wwwroot), "Stopgap") {
+		t.Error("the section that IIS refuses is still there")
+	}
+	if r := g.outcome("M1").GetReason(); !strings.Contains(r, "removed") || !strings.Contains(r, "overrideMode") {
+		t.Errorf("the reason does not say what happened: %s", r)
+	}
+	g.pass()
+	g.expect("M1", failed, "config-locked")
+	g.edit(appHost, lock, "</configuration>")
+	g.pass()
+	g.expect("M1", applied, "applied")
+}
