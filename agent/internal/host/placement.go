@@ -435,8 +435,9 @@ func refusal(before *iisconfig.Model, place *iisconfig.Place, rules effect.Rules
 				"allowedServerVariables; the file was not touched", where, v)
 		}
 		return nil
-	case before.At(place.Site, place.Path).Invalid() != nil:
-		return nil // it was so before, and is not made worse
+	}
+	if was := before.At(place.Site, place.Path).Invalid(); was != nil {
+		return nil //nolint:nilerr // it was so before, and is not made worse
 	}
 	return failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 }
