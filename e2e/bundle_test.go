@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
-	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/shared/bundle"
 	"github.com/stopgap-em/stopgap/shared/signkey"
@@ -74,15 +74,12 @@ func (i *island) pack() string {
 // ended waits until what was signed to end at t has.
 func (i *island) ended(t time.Time) {
 	i.t.Helper()
-	err := procs.Wait(i.t.Context(), time.Minute, func() error {
+	patience.Eventually(i.t, soon, func() error {
 		if left := time.Until(t.Add(time.Second)); left > 0 { // ends are whole seconds
 			return fmt.Errorf("%s are left", left)
 		}
 		return nil
 	})
-	if err != nil {
-		i.t.Fatal(err)
-	}
 }
 
 func (i *island) run(args ...string) (string, error) {
@@ -169,10 +166,10 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 	i.agent(false, " APPLIED ", "status")
 
 	// One that ends after it was applied still repairs, and says that it ended.
-	if err := i.soc.Refresh(10 * time.Second); err != nil {
+	if err := i.soc.Refresh(patience.For(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(patience.For(10 * time.Second))
 	held := i.pack()
 	i.apply(false, "applied and read back", held)
 	for p, data := range i.before {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -63,7 +64,7 @@ func TestAnAgentKilledAtRandomMomentsLosesNothing(t *testing.T) {
 		} else {
 			r.withdraw(ids...)
 		}
-		wait := time.NewTimer(time.Duration(rnd.Int64N(int64(250 * time.Millisecond))))
+		wait := time.NewTimer(time.Duration(rnd.Int64N(int64(patience.For(250 * time.Millisecond)))))
 		<-wait.C
 		p.Kill()
 		if err := p.Start(); err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -41,7 +42,10 @@ const (
 	blocked  = "BLOCKED"
 	failed   = "FAILED"
 	na       = "NOT_APPLICABLE"
-	patience = 30 * time.Second
+
+	// soon is how long something that happens at once may take, and heartbeat the controller's, both on an idle machine.
+	soon      = 30 * time.Second
+	heartbeat = time.Second
 )
 
 // rig is a controller and its fleet.
@@ -116,7 +120,7 @@ func newRig(t testing.TB) *rig {
 // start starts the controller on its data directory.
 func (r *rig) start() {
 	r.t.Helper()
-	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: time.Second, AgentCertificateLife: r.life, Logger: r.logger("controller")})
+	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: patience.For(heartbeat), AgentCertificateLife: r.life, Logger: r.logger("controller")})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -352,9 +356,7 @@ func (r *rig) get(n *node) (*stopgapv1.GetAgentResponse, error) {
 // eventually waits for a condition.
 func (r *rig) eventually(cond func() error) {
 	r.t.Helper()
-	if err := procs.Wait(r.t.Context(), patience, cond); err != nil {
-		r.t.Fatal(err)
-	}
+	patience.Eventually(r.t, soon, cond)
 }
 
 // expect waits until the controller has this outcome of a server.
@@ -412,8 +414,20 @@ func (r *rig) warned(n *node, code string) {
 // history reads every outcome recorded so far and checks that none was recorded twice.
 func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
+	// The newest outcome of all is the newest of its server and mitigation: the history is read up to that one.
+	newest := map[string]bool{}
+	list, err := r.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{})
+	for err == nil {
+		var m *stopgapv1.ListOutcomesResponse
+		if m, err = list.Recv(); err == nil {
+			newest[outcomeKey(m.GetRecord())] = true
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		r.t.Fatal(err)
+	}
 	// Revision 1 is the first there is; what it recorded, if anything, is no outcome in these tests.
 	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterRevision: 1})
 	if err != nil {
@@ -421,19 +435,28 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	}
 	var out []*stopgapv1.OutcomeRecord
 	seen := map[string]bool{}
-	for {
+	stuck := time.AfterFunc(patience.For(soon), cancel)
+	defer stuck.Stop()
+	for len(newest) > 0 {
 		ev, err := st.Recv()
 		if err != nil {
-			return out
+			r.t.Fatalf("the history ends before %d outcomes that are listed: %v", len(newest), err)
 		}
+		stuck.Reset(patience.For(soon))
 		rec := ev.GetOutcome()
-		k := fmt.Sprint(rec.GetAgentId(), rec.GetEpoch(), rec.GetSequence())
+		k := outcomeKey(rec)
 		if seen[k] {
 			r.t.Errorf("recorded twice: %v", rec)
 		}
 		seen[k] = true
+		delete(newest, k)
 		out = append(out, rec)
 	}
+	return out
+}
+
+func outcomeKey(r *stopgapv1.OutcomeRecord) string {
+	return fmt.Sprint(r.GetAgentId(), r.GetEpoch(), r.GetSequence())
 }
 
 // proxy is a TCP proxy that a test can make worse.

@@ -17,6 +17,7 @@ import (
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/policydir"
@@ -190,7 +191,7 @@ func TestAnExpiredPolicyAppliesNothingNewAndTakesNothingOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.publishHeld("M2")
-	if err := r.soc.Refresh(4 * time.Second); err != nil {
+	if err := r.soc.Refresh(patience.For(4 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	r.publish()
@@ -410,7 +411,7 @@ func shortLived(t *testing.T, life time.Duration) *rig {
 
 func TestCertificatesAreRenewedAtHalfOfTheirLifeOverTheStream(t *testing.T) {
 	t.Parallel()
-	r := shortLived(t, 6*time.Second)
+	r := shortLived(t, patience.For(6*time.Second))
 	n := r.add(lab.Spec{Template: lab.ExchangeSE, Host: "EX01"}, nil)
 	r.connected(n)
 	first := n.certificate()

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/stopgap-em/stopgap/controller"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/policydir"
@@ -126,7 +127,7 @@ func median(in []float64) float64 {
 }
 
 func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, rounds int, r *Result) error {
-	child, err := startChild("controller", dir, len(creds))
+	child, err := startChild(modeController, dir, len(creds))
 	if err != nil {
 		return err
 	}
@@ -340,13 +341,14 @@ func (f *fleet) missing() string {
 
 func (f *fleet) collect(ctx context.Context, began time.Time, want int) ([]float64, error) {
 	var out []float64
-	late := time.After(waitLimit)
+	limit := patience.For(waitLimit)
+	late := time.After(limit)
 	for len(out) < want {
 		select {
 		case t := <-f.acked:
 			out = append(out, ms(t.Sub(began)))
 		case <-late:
-			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s; %s", len(out), want, waitLimit, f.missing())
+			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s; %s", len(out), want, limit, f.missing())
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

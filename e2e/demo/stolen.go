@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
@@ -37,7 +38,7 @@ func (d *demo) controllerIsStolen(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer c.Stop()
-	if err := procs.Wait(ctx, soon, func() error {
+	if err := patience.Wait(ctx, soon, func() error {
 		if n := c.Connected(); n < len(d.servers) {
 			return fmt.Errorf("%d of %d agents came to the thief", n, len(d.servers))
 		}
@@ -201,7 +202,7 @@ func (d *demo) allRefuse(ctx context.Context, c *thief.Controller) error {
 			if a.GetPolicyNack() == nil || !a.GetPolicyNack().GetPermanent() {
 				return fmt.Errorf("an agent took what nobody signed: %v", a)
 			}
-		case <-time.After(soon):
+		case <-time.After(patience.For(soon)):
 			return errors.New("an agent did not answer")
 		case <-ctx.Done():
 			return ctx.Err()
@@ -222,7 +223,7 @@ func (d *demo) recover(ctx context.Context) error {
 	if err := d.controller.Start(); err != nil {
 		return err
 	}
-	return procs.Wait(ctx, soon, func() error {
+	return patience.Wait(ctx, soon, func() error {
 		as, err := d.agents(ctx)
 		if err != nil {
 			return err
