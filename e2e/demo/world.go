@@ -80,6 +80,9 @@ func (d *demo) server(name string) *server {
 	panic("demo: no server " + name)
 }
 
+// maxHeartbeat is below what agents and controller accept at most.
+const maxHeartbeat = 15 * time.Second
+
 // start makes the fleet and starts everything.
 func (d *demo) start(ctx context.Context) error {
 	if err := clean(d.dir); err != nil {
@@ -99,7 +102,7 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.controller = procs.New("controller", d.program("stopgap-controller"), filepath.Join(d.dir, "controller.log"),
-		"--data", data, "run", "--listen", d.addr, "--heartbeat", patience.For(2*time.Second).String())
+		"--data", data, "run", "--listen", d.addr, "--heartbeat", min(patience.For(2*time.Second), maxHeartbeat).String())
 	if err := d.controller.Start(); err != nil {
 		return err
 	}
@@ -192,6 +195,9 @@ func (d *demo) ceremony(ctx context.Context) error {
 	}
 	return patience.Wait(ctx, soon, func() error {
 		_, err := d.stopgap(ctx, "publish", d.policyDir())
+		if err != nil && !d.controller.Running() {
+			err = patience.InVain(errors.New("the controller has ended: its log says why"))
+		}
 		return err
 	})
 }

@@ -81,8 +81,16 @@ func load() float64 {
 // ErrTimeout is returned by Wait.
 var ErrTimeout = errors.New("timed out")
 
+// InVain marks an error of a condition: it will not hold however long one waits.
+func InVain(err error) error { return inVain{err} }
+
+type inVain struct{ error }
+
+func (e inVain) Unwrap() error { return e.error }
+
 // Wait looks until a condition holds. cond says in its error what it sees now. Wait gives up when it has seen the same for a time,
-// scaled for this machine, and in any case after four times that. Its error carries the last one of cond. It ends early with ctx.
+// scaled for this machine, in any case after four times that, and at once when cond says InVain. Its error carries the last one of cond.
+// It ends early with ctx.
 func Wait(ctx context.Context, idle time.Duration, cond func() error) error {
 	return wait(ctx, idle, time.Now().Add(hard*For(idle)), cond)
 }
@@ -97,6 +105,9 @@ func wait(ctx context.Context, idle time.Duration, end time.Time, cond func() er
 		err := cond()
 		if err == nil {
 			return nil
+		}
+		if vain := (inVain{}); errors.As(err, &vain) {
+			return err
 		}
 		now := time.Now()
 		if s := err.Error(); s != seen {

@@ -81,6 +81,20 @@ func TestALookThatTakesLongCountsAsLittle(t *testing.T) {
 	})
 }
 
+func TestAWaitThatIsInVainEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	fixed(t)
+	synctest.Test(t, func(t *testing.T) {
+		began, dead := time.Now(), errors.New("the controller has ended")
+		if err := Wait(t.Context(), time.Second, func() error { return InVain(dead) }); !errors.Is(err, dead) || errors.Is(err, ErrTimeout) {
+			t.Errorf("got %v", err)
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 func TestAWaitEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	fixed(t)
