@@ -298,9 +298,10 @@ func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 		if err := lab.Make(dir, lab.Spec{Template: lab.ExchangeSE, Host: name, Organisation: "Contoso", DAG: fmt.Sprintf("DAG%d", i/8)}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: state, Controller: r.addr, Token: token, Host: "lab:" + dir}); err != nil {
-			t.Fatal(err)
-		}
+		r.eventually(func() error { // beside the agents that run already, a handshake may take too long on a loaded machine
+			_, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: state, Controller: r.addr, Token: token, Host: "lab:" + dir})
+			return err
+		})
 		a, err := agent.New(agent.Config{StateDir: state, Host: "lab:" + dir, Controller: r.addr, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, Logger: r.logger(name)})
 		if err != nil {
 			t.Fatal(err)
