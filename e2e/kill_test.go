@@ -23,7 +23,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-tags", "cheapkeys", "-o", dir+"/", "../agent/cmd/stopgap-agent", "../controller/cmd/stopgap", "../controller/cmd/stopgap-controller", "./cmd/stopgap-lab")
+	cmd := exec.Command("go", "build", "-tags", "cheapkeys", "-ldflags", "-s -w", "-o", dir+"/", "../agent/cmd/stopgap-agent", "../controller/cmd/stopgap", "../controller/cmd/stopgap-controller", "./cmd/stopgap-lab")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
