@@ -17,7 +17,6 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/shared/bundle"
-	"github.com/stopgap-em/stopgap/shared/signkey"
 )
 
 // island is a server that reaches no controller and runs no service, and the SOC that sends it bundles.
@@ -41,15 +40,11 @@ func newIsland(t *testing.T) *island {
 	if i.before, err = lab.WebConfigs(i.dir); err != nil {
 		t.Fatal(err)
 	}
-	sn, err := signkey.Generate(signkey.RoleSnapshot)
+	online, err := soc.NewOnline()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ts, err := signkey.Generate(signkey.RoleTimestamp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if i.soc, err = soc.New(filepath.Join(base, "policy"), sn.Public, ts.Public); err != nil {
+	if i.soc, err = online.For(filepath.Join(base, "policy")); err != nil {
 		t.Fatal(err)
 	}
 	if i.beforeService, err = os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil {

@@ -15,7 +15,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
-	"google.golang.org/grpc"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
@@ -26,9 +25,6 @@ import (
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/policydir"
-	"github.com/stopgap-em/stopgap/shared/signkey"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 func TestMain(m *testing.M) {
@@ -89,18 +85,16 @@ func newRig(t testing.TB) *rig {
 	if r.op, err = controller.Init(r.data, "lab", []string{"127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
-	r.online = onlineKeys(t, filepath.Join(r.data, "online"))
-	if r.soc, err = soc.New(filepath.Join(t.TempDir(), "policy"), r.online.Snapshot.Public, r.online.Timestamp.Public); err != nil {
+	if r.online, err = soc.LoadOnline(filepath.Join(r.data, "online")); err != nil {
+		t.Fatal(err)
+	}
+	if r.soc, err = r.online.For(filepath.Join(t.TempDir(), "policy")); err != nil {
 		t.Fatal(err)
 	}
 	if r.addr, err = procs.FreeAddr(); err != nil {
 		t.Fatal(err)
 	}
-	creds, err := trust.LoadCredentials(r.op)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := grpc.NewClient(r.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...)
+	conn, err := soc.Dial(r.op, r.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,20 +266,6 @@ func (n *node) asBefore() {
 			n.r.t.Errorf("%s is not what it was", p)
 		}
 	}
-}
-
-// onlineKeys reads the keys of a controller's data directory.
-func onlineKeys(t testing.TB, dir string) soc.Online {
-	t.Helper()
-	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return soc.Online{Snapshot: sn, Timestamp: ts}
 }
 
 // token makes an enrolment token.

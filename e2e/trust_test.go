@@ -18,6 +18,7 @@ import (
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/patience"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/policydir"
@@ -34,7 +35,10 @@ func (r *rig) replaceOnlineKeys() {
 	if err := controller.NewOnlineKeys(fresh); err != nil {
 		r.t.Fatal(err)
 	}
-	r.online = onlineKeys(r.t, fresh)
+	var err error
+	if r.online, err = soc.LoadOnline(fresh); err != nil {
+		r.t.Fatal(err)
+	}
 	if err := r.soc.Rotate(policydir.RotateConfig{Snapshot: &r.online.Snapshot.Public, Timestamp: &r.online.Timestamp.Public}); err != nil {
 		r.t.Fatal(err)
 	}

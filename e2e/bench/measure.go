@@ -23,7 +23,6 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/policydir"
-	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -136,16 +135,16 @@ func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, r
 	if err != nil {
 		return err
 	}
-	opCreds, err := trust.LoadCredentials(op)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(child.addr, transport.DialOptions(trust.ClientTLS(opCreds, ""))...)
+	conn, err := soc.Dial(op, child.addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	people, err := signers(dir)
+	online, err := soc.LoadOnline(filepath.Join(dir, "controller", "online"))
+	if err != nil {
+		return err
+	}
+	people, err := online.For(filepath.Join(dir, "policy"))
 	if err != nil {
 		return err
 	}
@@ -259,20 +258,6 @@ type fleet struct {
 	soc    *soc.SOC
 	agents []*light
 	acked  chan time.Time
-}
-
-// signers makes a policy for the controller in a directory.
-func signers(dir string) (*soc.SOC, error) {
-	online := filepath.Join(dir, "controller", "online")
-	sn, err := signkey.LoadPlain(filepath.Join(online, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		return nil, err
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(online, "timestamp.pem"), signkey.RoleTimestamp)
-	if err != nil {
-		return nil, err
-	}
-	return soc.New(filepath.Join(dir, "policy"), sn.Public, ts.Public)
 }
 
 // document is a mitigation of payloadBytes that changes nothing.

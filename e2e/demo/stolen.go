@@ -29,7 +29,7 @@ func (d *demo) controllerIsStolen(ctx context.Context) (string, error) {
 	if err := d.alterStore(ctx); err != nil {
 		return "", err
 	}
-	online, err := d.stolenKeys()
+	online, err := soc.LoadOnline(filepath.Join(d.dir, "controller", "online"))
 	if err != nil {
 		return "", err
 	}
@@ -119,16 +119,6 @@ func (d *demo) alterStore(ctx context.Context) error {
 	_, why, _ := strings.Cut(err.Error(), "stopgap-controller: ")
 	fmt.Printf("   altered by hand, the controller does not start: %.150s...\n", why)
 	return nil
-}
-
-func (d *demo) stolenKeys() (soc.Online, error) {
-	dir := filepath.Join(d.dir, "controller", "online")
-	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		return soc.Online{}, err
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
-	return soc.Online{Snapshot: sn, Timestamp: ts}, err
 }
 
 // alteredRule is the targets metadata that was signed, with M1's rule turned into one that blocks nothing.

@@ -16,10 +16,9 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // server is one lab server of the demo.
@@ -139,11 +138,7 @@ func (d *demo) start(ctx context.Context) error {
 		}
 		d.servers = append(d.servers, s)
 	}
-	creds, err := trust.LoadCredentials(d.operatorDir())
-	if err != nil {
-		return err
-	}
-	if d.conn, err = grpc.NewClient(d.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...); err != nil {
+	if d.conn, err = soc.Dial(d.operatorDir(), d.addr); err != nil {
 		return err
 	}
 	d.fleet = stopgapv1.NewFleetServiceClient(d.conn)

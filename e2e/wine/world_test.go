@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/grpc"
 
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
@@ -27,9 +26,6 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
-	"github.com/stopgap-em/stopgap/shared/signkey"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // Paths on the server.
@@ -99,11 +95,9 @@ func (w *world) controller(heartbeat time.Duration) {
 	data := filepath.Join(w.t.TempDir(), "controller")
 	op, err := controller.Init(data, "wine", []string{"127.0.0.1"})
 	w.must(err)
-	sn, err := signkey.LoadPlain(filepath.Join(data, "online", "snapshot.pem"), signkey.RoleSnapshot)
+	online, err := soc.LoadOnline(filepath.Join(data, "online"))
 	w.must(err)
-	ts, err := signkey.LoadPlain(filepath.Join(data, "online", "timestamp.pem"), signkey.RoleTimestamp)
-	w.must(err)
-	w.soc, err = soc.New(filepath.Join(w.t.TempDir(), "policy"), sn.Public, ts.Public)
+	w.soc, err = online.For(filepath.Join(w.t.TempDir(), "policy"))
 	w.must(err)
 	w.addr, err = procs.FreeAddr()
 	w.must(err)
@@ -113,9 +107,7 @@ func (w *world) controller(heartbeat time.Duration) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	creds, err := trust.LoadCredentials(op)
-	w.must(err)
-	conn, err := grpc.NewClient(w.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...)
+	conn, err := soc.Dial(op, w.addr)
 	w.must(err)
 	w.t.Cleanup(func() {
 		_ = conn.Close()
