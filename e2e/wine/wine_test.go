@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -415,6 +416,8 @@ func (w *world) killed() {
 
 // killAt publishes or withdraws, starts the agent and kills it after that many commits. It says whether there were so many: a pass that
 // has nothing more to do commits no more.
+//
+// A pass is over when nothing was committed for idleTime.
 func (w *world) killAt(step uint64, on bool) bool {
 	w.t.Helper()
 	journal := w.Path(state + `\journal.db`)
@@ -427,7 +430,7 @@ func (w *world) killAt(step uint64, on bool) bool {
 	}
 	cmd := w.console()
 	defer func() { w.must(kill(cmd)) }()
-	for idle, last := time.Now(), base; time.Since(idle) < 8*time.Second; {
+	for idle, last := time.Now(), base; time.Since(idle) < patience.For(idleTime); {
 		now, err := transactions(journal)
 		w.must(err)
 		if now >= base+step {
@@ -440,6 +443,9 @@ func (w *world) killAt(step uint64, on bool) bool {
 	}
 	return false
 }
+
+// idleTime is long enough on an idle machine.
+const idleTime = 8 * time.Second
 
 func (w *world) uninstallReverts() {
 	// Not through the MSI: Wine rolls nothing back.
@@ -516,7 +522,7 @@ func TestUnitTestsPassUnderWine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-exec", "wine", "-timeout", "4m",
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-exec", "wine", "-timeout", patience.For(4*time.Minute).String(),
 		"./agent/internal/host/...", "./agent/internal/localapi", "./agent/internal/settings", "./agent/internal/service", "./agent/internal/check",
 		"./agent/internal/event", "./agent/internal/journal", "./agent/internal/policy", "./agent/internal/cli", "./shared/trust")
 	cmd.Dir = filepath.Join("..", "..")
