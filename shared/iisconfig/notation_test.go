@@ -28,7 +28,7 @@ type world struct {
 
 // dirs are the directories of the letters.
 var dirs = map[string]string{
-	"W": `C:\inetpub\wwwroot`, "O": `C:\Exch\FrontEnd\HttpProxy\owa`, "E": `C:\Exch\FrontEnd\HttpProxy\ecp`, "X": `D:\other`,
+	"W": `C:\inetpub\wwwroot`, "O": `C:\Exch\FrontEnd\HttpProxy\owa`, "E": `C:\Exch\FrontEnd\HttpProxy\ecp`, "X": `D:\extra`,
 }
 
 const standardApps = `<application path="/" applicationPool="P"><virtualDirectory path="/" physicalPath="C:\inetpub\wwwroot"%s/></application>

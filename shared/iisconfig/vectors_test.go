@@ -163,7 +163,7 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 		{"configSections stands once", world{files: files{"W": `<configuration><configSections/><configSections/></configuration>`}}, map[string]string{"/": "!"}},
 		{"a section that is encrypted as a whole is refused", world{files: files{"W": `<configuration><system.webServer><rewrite><rules configProtectionProvider="RsaProtectedConfigurationProvider"><EncryptedData/></rules></rewrite></system.webServer></configuration>`}},
 			map[string]string{"/": "!", "/ outboundRules": ""}},
-		{"an unknown element in a collection", world{files: files{"W": `<configuration><system.webServer><rewrite><rules><rulle name="A"/></rules></rewrite></system.webServer></configuration>`}},
+		{"an unknown element in a collection", world{files: files{"W": `<configuration><system.webServer><rewrite><rules><rool name="A"/></rules></rewrite></system.webServer></configuration>`}},
 			map[string]string{"/": malformed}},
 		{"a section that is not registered, although others are", world{declare: map[string]string{"providers": "-"}, files: files{"W": "providers +D", "O": "rules +B"}},
 			map[string]string{"/": malformed, "/owa": malformed}},
@@ -171,7 +171,7 @@ func TestTheModelComposesAsTheFactsSay(t *testing.T) {
 			"apphost": "rules +G\n@S/owa rules +H\n@S/ecp rules +I", "W": "rules +A\n@ecp rules +L", "O": "<malformed", "E": "rules +C"}},
 			map[string]string{"/": "G", "/owa": "G H", "/ecp": "G A I L C"}},
 		{"allowSubDirConfig comes from the nearest defaults", world{more: "", apps: `<virtualDirectoryDefaults allowSubDirConfig="false"/>` +
-			`<application path="/"><virtualDirectory path="/" physicalPath="C:\inetpub\wwwroot"/><virtualDirectory path="/x" physicalPath="D:\other" allowSubDirConfig="true"/></application>`,
+			`<application path="/"><virtualDirectory path="/" physicalPath="C:\inetpub\wwwroot"/><virtualDirectory path="/x" physicalPath="D:\extra" allowSubDirConfig="true"/></application>`,
 			files: files{"W": "rules +A", "W/pub": "rules +P", "X": "rules +V", "X/pub": "rules +Q"}}, map[string]string{"/pub": "A", "/x/pub": "A V Q"}},
 		{"a virtual directory of an application on the application's own directory", world{apps: `<application path="/"><virtualDirectory path="/" physicalPath="C:\inetpub\wwwroot"/><virtualDirectory path="/l" physicalPath="C:\INETPUB\wwwroot\"/></application>`,
 			files: files{"W": "rules clear +A"}}, map[string]string{"/l": "A", "/": "A"}},
