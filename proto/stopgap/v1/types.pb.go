@@ -31,9 +31,9 @@ const (
 	OutcomeState_OUTCOME_STATE_UNSPECIFIED OutcomeState = 0
 	// Not yet: not released, servicing, unknown build.
 	OutcomeState_OUTCOME_STATE_PENDING OutcomeState = 1
-	// Found in place by reading the server.
+	// In effect: by the configuration as IIS composes it, read back from the server, every attack request is refused.
 	OutcomeState_OUTCOME_STATE_APPLIED OutcomeState = 2
-	// Tried and not in place; nothing is half done.
+	// In effect nowhere, or contradicted by its own probe; nothing is half done.
 	OutcomeState_OUTCOME_STATE_FAILED OutcomeState = 3
 	// The server's administrator said no to this one.
 	OutcomeState_OUTCOME_STATE_BLOCKED OutcomeState = 4
