@@ -32,6 +32,9 @@ func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
 	if err != nil || got.ID != k.ID || got.Role != RoleTargets {
 		t.Fatalf("%v %v", got, err)
 	}
+	if !got.Weak() {
+		t.Error("a file at less than full cost is not called weak")
+	}
 	if _, err := Load(private, []byte("wrong horse battery")); !errors.Is(err, ErrPassphrase) {
 		t.Errorf("another passphrase: %v", err)
 	}
@@ -54,34 +57,26 @@ func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
 	}
 }
 
-func TestAKeyIsSavedAtFullCostAndOneThatIsNotIsCalledWeak(t *testing.T) {
+func TestAKeyIsSavedAtFullCost(t *testing.T) {
 	t.Parallel()
 	if cost != encrypted.OWASP {
 		t.Skip("built with the tag cheapkeys")
 	}
+	k, err := Generate(RoleTargets)
+	if err != nil {
+		t.Fatal(err)
+	}
 	pass := []byte("correct horse battery")
-	for weak, save := range map[bool]func(*Key, string) (string, string, error){
-		false: func(k *Key, dir string) (string, string, error) { return k.Save(dir, pass) },
-		true:  func(k *Key, dir string) (string, string, error) { return k.save(dir, pass, encrypted.Legacy) },
-	} {
-		k, err := Generate(RoleTargets)
-		if err != nil {
-			t.Fatal(err)
-		}
-		private, _, err := save(k, t.TempDir())
-		if err != nil {
-			t.Fatal(err)
-		}
-		data, err := os.ReadFile(private)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if full := strings.Contains(string(data), `"N": 131072`); full == weak {
-			t.Errorf("weak %t: %s", weak, data)
-		}
-		if got, err := Load(private, pass); err != nil || got.Weak() != weak || k.Weak() {
-			t.Errorf("loaded: %v, weak %t, want %t", err, got.Weak(), weak)
-		}
+	private, _, err := k.Save(t.TempDir(), pass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(private)
+	if err != nil || !strings.Contains(string(data), `"N": 131072`) {
+		t.Errorf("not at full cost: %s %v", data, err)
+	}
+	if got, err := Load(private, pass); err != nil || got.Weak() || k.Weak() {
+		t.Errorf("loaded: %v, weak %t", err, got.Weak())
 	}
 }
 
