@@ -210,7 +210,8 @@ func (s *Service) ListMitigations(ctx context.Context, _ *stopgapv1.ListMitigati
 
 // ListAgents implements FleetService.
 func (s *Service) ListAgents(r *stopgapv1.ListAgentsRequest, st stopgapv1.FleetService_ListAgentsServer) error {
-	for _, a := range s.cfg.Fleet.List() {
+	for _, v := range slices.SortedFunc(slices.Values(s.cfg.Fleet.Views()), func(a, b fleet.View) int { return strings.Compare(a.Key(), b.Key()) }) {
+		a := v.Agent()
 		if r.GetOrganisation() != "" && !strings.EqualFold(r.GetOrganisation(), a.GetFacts().GetOrganisation()) {
 			continue
 		}
