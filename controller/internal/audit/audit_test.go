@@ -100,7 +100,7 @@ func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
 	if evil != actorBurst || people != 2 {
 		t.Errorf("%d entries of one agent, %d of people", evil, people)
 	}
-	if !Controller.ours() || !parseActor("operator ben").ours() || Nobody.ours() || Token("x").ours() || (Actor{Name: "somebody"}).ours() {
+	if !Controller.ours() || !ParseActor("operator ben").ours() || Nobody.ours() || Token("x").ours() || (Actor{Name: "somebody"}).ours() {
 		t.Error("who is ours is told apart wrongly")
 	}
 }

@@ -75,7 +75,7 @@ func TestALogOfBeforeActorsHadTwoFieldsIsReadVerifiedAndContinued(t *testing.T) 
 	if err != nil || !resp.GetChainHolds() {
 		t.Fatalf("the chain breaks at %d, %v", resp.GetBrokenAt(), err)
 	}
-	want := []Actor{Controller, parseActor("operator ben"), Agent("00ff"), {Name: "somebody else"}, Nobody,
+	want := []Actor{Controller, ParseActor("operator ben"), Agent("00ff"), {Name: "somebody else"}, Nobody,
 		{Kind: stopgapv1.ActorKind_ACTOR_KIND_OPERATOR, Name: "ben"}, Agent("00ff")}
 	for i, e := range resp.GetEntries() {
 		got := Actor{Kind: e.GetActorKind(), Name: e.GetActorName()}
@@ -116,7 +116,7 @@ func TestEveryKindOfActorIsReadBackFromItsText(t *testing.T) {
 	t.Parallel()
 	for n := range stopgapv1.ActorKind_name {
 		a := Actor{Kind: stopgapv1.ActorKind(n), Name: "x y"}
-		if got := parseActor(a.String()); got != a {
+		if got := ParseActor(a.String()); got != a {
 			t.Errorf("%q is read back as %+v", a, got)
 		}
 	}
