@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
@@ -287,11 +288,11 @@ func onlineKeys(t testing.TB, dir string) soc.Online {
 // token makes an enrolment token.
 func (r *rig) token(uses uint32, labels map[string]string) string {
 	r.t.Helper()
-	resp, err := r.fleet.CreateToken(r.t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 3600, Uses: uses, Labels: labels})
+	resp, err := r.fleet.CreateToken(r.t.Context(), &stopgapv1.CreateTokenRequest{Ttl: durationpb.New(time.Hour), Uses: uses, Labels: labels})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return resp.GetToken()
+	return resp.GetTokenSecret()
 }
 
 // catalogue gives files of the catalogue by id; fixed-builds always among them.
@@ -346,7 +347,7 @@ func (r *rig) withdraw(ids ...string) {
 }
 
 func (r *rig) get(n *node) (*stopgapv1.GetAgentResponse, error) {
-	return r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Id: n.id})
+	return r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Agent: n.id})
 }
 
 // eventually waits for a condition.
@@ -415,7 +416,7 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	ctx, cancel := context.WithTimeout(r.t.Context(), 300*time.Millisecond)
 	defer cancel()
 	// Revision 1 is the first there is; what it recorded, if anything, is no outcome in these tests.
-	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterRevision: 1})
+	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterStoreRevision: 1})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -427,7 +428,7 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 			return out
 		}
 		rec := ev.GetOutcome()
-		k := fmt.Sprint(rec.GetAgentId(), rec.GetEpoch(), rec.GetSequence())
+		k := fmt.Sprint(rec.GetAgentId(), rec.GetJournalEpoch(), rec.GetJournalSequence())
 		if seen[k] {
 			r.t.Errorf("recorded twice: %v", rec)
 		}

@@ -234,7 +234,7 @@ func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
 		if h.GetAttemptedError() != "" {
 			r.refused, r.refusedError = h.GetAttemptedVersion(), clip(h.GetAttemptedError())
 		}
-		a.Health, a.LastSeen = cleanHealth(h.GetHealth()), timestamppb.Now()
+		a.Health, a.LastSeenAt = cleanHealth(h.GetHealth()), timestamppb.Now()
 		r.connected = r.connected || stream
 	})
 }
@@ -243,7 +243,7 @@ func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
 func (f *Fleet) Disconnected(id string) {
 	f.update(id, func(a *stopgapv1.Agent, r *record) {
 		r.connected = false
-		a.LastSeen = timestamppb.Now()
+		a.LastSeenAt = timestamppb.Now()
 	})
 }
 

@@ -13,9 +13,9 @@ func (r *record) presence(now time.Time) stopgapv1.Presence {
 	switch {
 	case r.connected:
 		return stopgapv1.Presence_PRESENCE_CONNECTED
-	case now.Sub(r.a.GetLastSeen().AsTime()) < staleAfter:
+	case now.Sub(r.a.GetLastSeenAt().AsTime()) < staleAfter:
 		return stopgapv1.Presence_PRESENCE_AWAY
-	case now.Sub(r.a.GetLastSeen().AsTime()) < lostAfter:
+	case now.Sub(r.a.GetLastSeenAt().AsTime()) < lostAfter:
 		return stopgapv1.Presence_PRESENCE_STALE
 	}
 	return stopgapv1.Presence_PRESENCE_LOST
@@ -25,7 +25,10 @@ func (r *record) presence(now time.Time) stopgapv1.Presence {
 func (r *record) view(now time.Time) *stopgapv1.Agent {
 	a := proto.CloneOf(r.a)
 	a.Health = append(a.Health, r.own...)
-	a.PolicyVersion, a.RefusedVersion, a.RefusedError = r.holds, r.refused, r.refusedError
+	a.PolicyVersion = r.holds
+	if r.refusedError != "" {
+		a.RefusedUpdate = &stopgapv1.RefusedUpdate{TimestampVersion: r.refused, Error: r.refusedError}
+	}
 	a.Presence = r.presence(now)
 	return a
 }

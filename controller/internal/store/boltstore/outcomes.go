@@ -90,7 +90,8 @@ func (o *outcomes) CommitBatch(_ context.Context, batches []store.Batch) ([]stor
 					continue
 				}
 				ms[0].Sequence = so.GetSequence()
-				rec := &stopgapv1.OutcomeRecord{AgentId: b.Agent, Outcome: so.GetOutcome(), RecordedAt: now, Epoch: b.Epoch, Sequence: so.GetSequence()}
+				rec := &stopgapv1.OutcomeRecord{AgentId: b.Agent, Outcome: so.GetOutcome(), RecordedAt: now, JournalEpoch: b.Epoch,
+					JournalSequence: so.GetSequence()}
 				raw, err := proto.Marshal(rec)
 				if err != nil {
 					return err
