@@ -111,7 +111,8 @@ func showAgent(w io.Writer, r *stopgapv1.GetAgentResponse, f clirun.Format) erro
 		fmt.Fprintf(w, "  certificate  valid until %s\n", when(a.GetCertificateExpiresAt()))
 	}
 	if v := a.GetRevocation(); v != nil {
-		fmt.Fprintf(w, "  REVOKED      since %s by %s: %s\n", v.GetRevokedAt().AsTime().Format(time.RFC3339), p(actorText(v.GetRevokedBy())), p(v.GetReason()))
+		fmt.Fprintf(w, "  REVOKED      since %s by %s: %s\n", v.GetRevokedAt().AsTime().Format(time.RFC3339), p(actorText(v.GetRevokedBy())),
+			p(v.GetReason()))
 	}
 	if u := a.GetRefusedUpdate(); u != nil {
 		fmt.Fprintf(w, "  refused      the policy update with timestamp %d: %s\n", u.GetTimestampVersion(), p(u.GetError()))

@@ -42,7 +42,8 @@ func auditLog(o *options) *cobra.Command {
 					r, err := c.ListAudit(ctx, &stopgapv1.ListAuditRequest{Filter: f, PageSize: pages.Size, PageToken: token})
 					for _, e := range r.GetEntries() {
 						l.Messages = append(l.Messages, e)
-						l.Rows = append(l.Rows, []string{fmt.Sprint(e.GetSequence()), when(e.GetTime()), entryActor(e), e.GetAction(), e.GetSubject(), e.GetDetail()})
+						l.Rows = append(l.Rows, []string{fmt.Sprint(e.GetSequence()), when(e.GetTime()), entryActor(e), e.GetAction(), e.GetSubject(),
+							e.GetDetail()})
 					}
 					broken = r.GetBrokenAtSequence()
 					if err == nil && !r.GetChainHolds() {

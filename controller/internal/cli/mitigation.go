@@ -166,7 +166,8 @@ func list(o *options) *cobra.Command {
 					for _, m := range r.GetMitigations() {
 						d := m.GetMitigation()
 						l.Messages = append(l.Messages, m)
-						l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), releaseText(m), counts(m.GetCounts()), d.GetTitle()})
+						l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), releaseText(m), counts(m.GetCounts()),
+							d.GetTitle()})
 					}
 					policy = r.GetPolicy()
 					return r.GetNextPageToken(), err

@@ -19,7 +19,9 @@ import (
 	"github.com/stopgap-em/stopgap/shared/pages"
 )
 
-func eachOutcome(ctx context.Context, c stopgapv1.FleetServiceClient, filter *stopgapv1.OutcomeFilter, f func(*stopgapv1.OutcomeRecord)) error {
+func eachOutcome(
+	ctx context.Context, c stopgapv1.FleetServiceClient, filter *stopgapv1.OutcomeFilter, f func(*stopgapv1.OutcomeRecord),
+) error {
 	return pages.Each(func(token string) (string, error) {
 		r, err := c.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{Filter: filter, PageSize: pages.Size, PageToken: token})
 		for _, rec := range r.GetOutcomes() {
@@ -79,7 +81,9 @@ func outcomes(o *options) *cobra.Command {
 	return c
 }
 
-func listOutcomes(ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer, f clirun.Format, filter *stopgapv1.OutcomeFilter) error {
+func listOutcomes(
+	ctx context.Context, c stopgapv1.FleetServiceClient, w io.Writer, f clirun.Format, filter *stopgapv1.OutcomeFilter,
+) error {
 	l := clirun.Listing{Header: outcomeHeader}
 	err := eachOutcome(ctx, c, filter, func(r *stopgapv1.OutcomeRecord) {
 		l.Rows, l.Messages = append(l.Rows, row(r)), append(l.Messages, r)

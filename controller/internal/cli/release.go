@@ -55,7 +55,9 @@ func publish(o *options) *cobra.Command {
 	return c
 }
 
-func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte, strategy string, planOnly bool) (*stopgapv1.PublishResponse, error) {
+func send(
+	ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte, strategy string, planOnly bool,
+) (*stopgapv1.PublishResponse, error) {
 	st, err := c.Publish(ctx)
 	if err != nil {
 		return nil, err
@@ -133,7 +135,8 @@ func hold(o *options) *cobra.Command {
 }
 
 func revert(o *options) *cobra.Command {
-	return setRelease(o, "revert", "Ask servers to take a revision off, or go back to the one before; they do as far as signed policy permits the controller", "is to be taken off",
+	return setRelease(o, "revert",
+		"Ask servers to take a revision off, or go back to the one before; they do as far as signed policy permits the controller", "is to be taken off",
 		func(ctx context.Context, c stopgapv1.FleetServiceClient, m *stopgapv1.MitigationRef, reason string) (released, error) {
 			return c.RevertMitigation(ctx, &stopgapv1.RevertMitigationRequest{Mitigation: m, Reason: reason})
 		}, true)

@@ -67,7 +67,8 @@ func rolloutPlan(o *options) *cobra.Command {
 				var members []*stopgapv1.RolloutMember
 				err := pages.Each(func(token string) (string, error) {
 					var err error
-					r, err = c.PlanRollout(ctx, &stopgapv1.PlanRolloutRequest{Mitigations: items, Strategy: strategy, PageSize: pages.Size, PageToken: token})
+					r, err = c.PlanRollout(ctx, &stopgapv1.PlanRolloutRequest{Mitigations: items, Strategy: strategy, PageSize: pages.Size,
+						PageToken: token})
 					members = append(members, r.GetMembers()...)
 					return r.GetNextPageToken(), err
 				})
@@ -131,7 +132,8 @@ func rolloutStart(o *options) *cobra.Command {
 }
 
 func sayRollout(w io.Writer, x *stopgapv1.Rollout) {
-	fmt.Fprintf(w, "%s %s (%s): %s: %s\n", x.GetId(), refs(x.GetMitigations()), clirun.Printable(x.GetStrategy().GetName()), phaseText(x.GetPhase()),
+	fmt.Fprintf(w, "%s %s (%s): %s: %s\n", x.GetId(), refs(x.GetMitigations()), clirun.Printable(x.GetStrategy().GetName()),
+		phaseText(x.GetPhase()),
 		clirun.Printable(x.GetReason()))
 }
 
@@ -160,7 +162,8 @@ func rolloutVerb(o *options, verb, short string, do rolloutCall, destructive boo
 					if err != nil {
 						return err
 					}
-					return fmt.Errorf("%s is %s, %s; say --yes to %s it", args[0], phaseText(r.GetRollout().GetPhase()), touches(r.GetRollout(), verb), verb)
+					return fmt.Errorf("%s is %s, %s; say --yes to %s it", args[0], phaseText(r.GetRollout().GetPhase()), touches(r.GetRollout(), verb),
+						verb)
 				})
 			}
 			return actOn(cmd, o, args[0], reason, do)

@@ -54,7 +54,8 @@ func getRollout(ctx context.Context, c stopgapv1.FleetServiceClient, id string, 
 		}
 	}
 	err = pages.Each(func(token string) (string, error) {
-		m, err := c.ListRolloutMembers(ctx, &stopgapv1.ListRolloutMembersRequest{RolloutId: id, Filter: f, PageSize: pages.Size, PageToken: token})
+		m, err := c.ListRolloutMembers(ctx, &stopgapv1.ListRolloutMembersRequest{RolloutId: id, Filter: f, PageSize: pages.Size,
+			PageToken: token})
 		v.members = append(v.members, m.GetMembers()...)
 		return m.GetNextPageToken(), err
 	})
@@ -144,7 +145,8 @@ func showRollout(w io.Writer, r rolloutView, f clirun.Format) error {
 			&stopgapv1.ListRolloutMembersResponse{Members: r.members, TotalSize: uint32(len(r.members))}}
 		return l.Print(w, f)
 	}
-	fmt.Fprintf(w, "%s  %s  strategy %s  by %s since %s\n%s since %s: %s\n", x.GetId(), p(refs(x.GetMitigations())), p(x.GetStrategy().GetName()),
+	fmt.Fprintf(w, "%s  %s  strategy %s  by %s since %s\n%s since %s: %s\n", x.GetId(), p(refs(x.GetMitigations())),
+		p(x.GetStrategy().GetName()),
 		p(actorText(x.GetCreatedBy())), when(x.GetCreatedAt()), phaseText(x.GetPhase()), when(x.GetSince()), p(x.GetReason()))
 	if x.GetDeadline() != nil {
 		fmt.Fprintf(w, "halts by itself at %s unless another server is done before\n", when(x.GetDeadline()))
@@ -190,7 +192,8 @@ func waveBar(counts []*stopgapv1.MemberStateCount) string {
 	if total == 0 {
 		return "no servers"
 	}
-	done := of[stopgapv1.MemberState_MEMBER_STATE_OK] + of[stopgapv1.MemberState_MEMBER_STATE_DECLINED] + of[stopgapv1.MemberState_MEMBER_STATE_SKIPPED]
+	done := of[stopgapv1.MemberState_MEMBER_STATE_OK] + of[stopgapv1.MemberState_MEMBER_STATE_DECLINED] +
+		of[stopgapv1.MemberState_MEMBER_STATE_SKIPPED]
 	bad := of[stopgapv1.MemberState_MEMBER_STATE_FAILED] + of[stopgapv1.MemberState_MEMBER_STATE_SILENT]
 	going := of[stopgapv1.MemberState_MEMBER_STATE_RELEASED] + of[stopgapv1.MemberState_MEMBER_STATE_APPLIED]
 	var b strings.Builder

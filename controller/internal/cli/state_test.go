@@ -29,10 +29,13 @@ type controller struct {
 }
 
 // ListOutcomes implements FleetServiceClient.
-func (c *controller) ListOutcomes(_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption) (*stopgapv1.ListOutcomesResponse, error) {
+func (c *controller) ListOutcomes(
+	_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption,
+) (*stopgapv1.ListOutcomesResponse, error) {
 	var left []*stopgapv1.OutcomeRecord
 	for _, rec := range c.has {
-		if want := r.GetFilter().GetStates(); rec.GetAgentName() > r.GetPageToken() && (len(want) == 0 || slices.Contains(want, rec.GetOutcome().GetState())) {
+		if want := r.GetFilter().GetStates(); rec.GetAgentName() > r.GetPageToken() && (len(want) == 0 || slices.Contains(want,
+			rec.GetOutcome().GetState())) {
 			left = append(left, rec)
 		}
 	}
@@ -112,7 +115,8 @@ func TestARolloutListsItsPartialServers(t *testing.T) {
 	r := rolloutView{
 		rollout: &stopgapv1.Rollout{Id: "R7", Phase: stopgapv1.RolloutPhase_ROLLOUT_PHASE_RUNNING, Wave: 1,
 			Strategy: &stopgapv1.Strategy{Name: "x", Waves: []*stopgapv1.Wave{{}}}, Reason: "wave 1 of 1: 2 of 3 servers done",
-			Progress: []*stopgapv1.WaveProgress{{Wave: 1, Counts: []*stopgapv1.MemberStateCount{{State: memberOK, Count: 2}, {State: memberPartial, Count: 1}}}}},
+			Progress: []*stopgapv1.WaveProgress{{Wave: 1, Counts: []*stopgapv1.MemberStateCount{{State: memberOK, Count: 2}, {State: memberPartial,
+				Count: 1}}}}},
 		members: []*stopgapv1.RolloutMember{
 			{AgentName: "EX01", Wave: 1, State: memberOK},
 			{AgentName: "EX02", Wave: 1, State: memberPartial, Reason: "GET /x gets through"},

@@ -14,7 +14,8 @@ import (
 )
 
 // flip is one call that stops new applications or allows them again, of one mitigation or of all.
-type flip func(ctx context.Context, c stopgapv1.FleetServiceClient, mitigation string, where *stopgapv1.Scope, reason string) (flipped, error)
+type flip func(ctx context.Context, c stopgapv1.FleetServiceClient, mitigation string, where *stopgapv1.Scope, reason string) (flipped,
+	error)
 
 // flipped is what every such call answers.
 type flipped interface {
@@ -147,7 +148,8 @@ func switchList(o *options) *cobra.Command {
 }
 
 func blockCmd(o *options) *cobra.Command {
-	return switchCmd(o, "block", "Never newly apply a mitigation, on the fleet, a label or a server; what is applied stays", withhold, true, true)
+	return switchCmd(o, "block", "Never newly apply a mitigation, on the fleet, a label or a server; what is applied stays", withhold, true,
+		true)
 }
 
 func unblockCmd(o *options) *cobra.Command {

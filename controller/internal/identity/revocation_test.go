@@ -11,7 +11,8 @@ import (
 func TestARevocationIsReadBackFromItsText(t *testing.T) {
 	t.Parallel()
 	for _, want := range []Revocation{
-		{At: time.Date(2026, 11, 27, 3, 4, 5, 0, time.UTC), By: audit.Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_ADMIN, Name: "ann"}, Reason: "stolen by night: car 7"},
+		{At: time.Date(2026, 11, 27, 3, 4, 5, 0, time.UTC), By: audit.Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_ADMIN, Name: "ann"},
+			Reason: "stolen by night: car 7"},
 		{At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), By: audit.Controller, Reason: "no reason given"},
 	} {
 		if got, ok := (Record{Revoked: want.String()}).Revocation(); !ok || got != want {

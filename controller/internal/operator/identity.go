@@ -71,13 +71,14 @@ func (s *Service) ListAudit(ctx context.Context, r *stopgapv1.ListAuditRequest) 
 		return nil, s.toStatus(err)
 	}
 	entries = slices.DeleteFunc(entries, func(e *stopgapv1.AuditEntry) bool {
-		return !among(f.GetActorKinds(), e.GetActorKind()) || !among(f.GetActorNames(), e.GetActorName()) || !among(f.GetActions(), e.GetAction()) ||
-			!among(f.GetSubjects(), e.GetSubject())
+		return !among(f.GetActorKinds(), e.GetActorKind()) || !among(f.GetActorNames(), e.GetActorName()) ||
+			!among(f.GetActions(), e.GetAction()) || !among(f.GetSubjects(), e.GetSubject())
 	})
 	rows, next, total, err := paged(r, entries, func(e *stopgapv1.AuditEntry) string { return number(e.GetSequence()) },
 		func(e *stopgapv1.AuditEntry) *stopgapv1.AuditEntry { return e })
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	return &stopgapv1.ListAuditResponse{Entries: rows, NextPageToken: next, TotalSize: total, ChainHolds: broken == 0, BrokenAtSequence: broken}, nil
+	return &stopgapv1.ListAuditResponse{Entries: rows, NextPageToken: next, TotalSize: total, ChainHolds: broken == 0,
+		BrokenAtSequence: broken}, nil
 }

@@ -112,7 +112,9 @@ func (p *page[M]) next() string {
 }
 
 // paged gives a page of what is in memory: in the order of keys, which are different and stay the same for each row.
-func paged[T any, M proto.Message](r pageRequest, all []T, key func(T) string, message func(T) M) (rows []M, next string, total uint32, err error) {
+func paged[T any, M proto.Message](
+	r pageRequest, all []T, key func(T) string, message func(T) M,
+) (rows []M, next string, total uint32, err error) {
 	q, err := parsePage(r)
 	if err != nil {
 		return nil, "", 0, err

@@ -116,7 +116,8 @@ func FuzzPageToken(f *testing.F) {
 
 func TestOneWrongTextOrTimeMakesNoListingFail(t *testing.T) {
 	t.Parallel()
-	wrong := &stopgapv1.Agent{Name: "EX\xff01", LastSeenAt: &timestamppb.Timestamp{Seconds: 1 << 60}, Labels: map[string]string{"a\xff": "b\xff", "c": "d"},
+	wrong := &stopgapv1.Agent{Name: "EX\xff01", LastSeenAt: &timestamppb.Timestamp{Seconds: 1 << 60},
+		Labels: map[string]string{"a\xff": "b\xff", "c": "d"},
 		Health: []*stopgapv1.Health{{Code: "x", Since: &timestamppb.Timestamp{Nanos: -1}}, {Text: "\xff"}}}
 	before := proto.CloneOf(wrong)
 	got := sound(wrong)
@@ -135,7 +136,8 @@ func TestOneWrongTextOrTimeMakesNoListingFail(t *testing.T) {
 
 func TestEveryPhaseAndStateOfTheEngineHasItsValue(t *testing.T) {
 	t.Parallel()
-	phases := []engine.Phase{engine.Planned, engine.Running, engine.Baking, engine.WaitingApproval, engine.Paused, engine.Halted, engine.Reverting,
+	phases := []engine.Phase{engine.Planned, engine.Running, engine.Baking, engine.WaitingApproval, engine.Paused, engine.Halted,
+		engine.Reverting,
 		engine.Reverted, engine.Completed, engine.Superseded}
 	seen := map[int32]bool{}
 	for _, p := range phases {

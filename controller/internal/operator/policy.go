@@ -89,13 +89,16 @@ func (s *Service) setRelease(ctx context.Context, ref *stopgapv1.MitigationRef, 
 	if err != nil {
 		return 0, s.toStatus(err)
 	}
-	s.cfg.Audit.Append(ctx, actor(ctx), "set-release", mitigation.Ref(ref.GetMitigationId(), ref.GetRevision()), "%s, applied on %d servers: %s",
+	s.cfg.Audit.Append(ctx, actor(ctx), "set-release", mitigation.Ref(ref.GetMitigationId(), ref.GetRevision()),
+		"%s, applied on %d servers: %s",
 		strings.TrimPrefix(to.String(), "RELEASE_"), on, reason)
 	return on, nil
 }
 
 // ReleaseMitigation implements FleetService.
-func (s *Service) ReleaseMitigation(ctx context.Context, r *stopgapv1.ReleaseMitigationRequest) (*stopgapv1.ReleaseMitigationResponse, error) {
+func (s *Service) ReleaseMitigation(
+	ctx context.Context, r *stopgapv1.ReleaseMitigationRequest,
+) (*stopgapv1.ReleaseMitigationResponse, error) {
 	on, err := s.setRelease(ctx, r.GetMitigation(), stopgapv1.Release_RELEASE_RELEASED, r.GetReason())
 	return &stopgapv1.ReleaseMitigationResponse{AppliedOn: on}, err
 }

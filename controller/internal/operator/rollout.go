@@ -52,8 +52,9 @@ func stateOf(s engine.MemberState) stopgapv1.MemberState {
 }
 
 func (s *Service) rolloutMessage(x *engine.Rollout) *stopgapv1.Rollout {
-	out := &stopgapv1.Rollout{Id: x.ID, Strategy: strategyMessage(x.Strategy), CreatedBy: who(x.By), CreatedAt: stamp(x.Created), Phase: phaseOf(x.Phase),
-		Wave: uint32(x.Wave) + 1, Reason: x.Reason, Since: stamp(shown(x, x.Since)), Deadline: stamp(x.Deadline), Progress: progress(x)}
+	out := &stopgapv1.Rollout{Id: x.ID, Strategy: strategyMessage(x.Strategy), CreatedBy: who(x.By), CreatedAt: stamp(x.Created),
+		Phase: phaseOf(x.Phase), Wave: uint32(x.Wave) + 1, Reason: x.Reason, Since: stamp(shown(x, x.Since)), Deadline: stamp(x.Deadline),
+		Progress: progress(x)}
 	docs := s.cfg.Policy.Current().Documents
 	for _, it := range x.Items {
 		out.Mitigations = append(out.Mitigations, &stopgapv1.MitigationRef{MitigationId: it.Mitigation, Revision: it.Revision})
@@ -98,7 +99,8 @@ func (s *Service) PlanRollout(_ context.Context, r *stopgapv1.PlanRolloutRequest
 	}
 	var all []*stopgapv1.RolloutMember
 	for _, x := range seen {
-		m := &stopgapv1.RolloutMember{AgentId: x.ID, AgentName: x.Name, Wave: uint32(waves[x.ID]) + 1, State: stateOf(engine.Waiting), Counted: x.Connected}
+		m := &stopgapv1.RolloutMember{AgentId: x.ID, AgentName: x.Name, Wave: uint32(waves[x.ID]) + 1, State: stateOf(engine.Waiting),
+			Counted: x.Connected}
 		if !x.Connected {
 			m.Reason = "not connected now"
 		}
@@ -108,7 +110,8 @@ func (s *Service) PlanRollout(_ context.Context, r *stopgapv1.PlanRolloutRequest
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	return &stopgapv1.PlanRolloutResponse{Members: rows, NextPageToken: next, TotalSize: total, RolloutId: id, Strategy: strategyMessage(strategy)}, nil
+	return &stopgapv1.PlanRolloutResponse{Members: rows, NextPageToken: next, TotalSize: total, RolloutId: id,
+		Strategy: strategyMessage(strategy)}, nil
 }
 
 // CreateRollout implements FleetService.
@@ -201,7 +204,9 @@ func (s *Service) GetRollout(_ context.Context, r *stopgapv1.GetRolloutRequest) 
 }
 
 // ListRolloutMembers implements FleetService.
-func (s *Service) ListRolloutMembers(_ context.Context, r *stopgapv1.ListRolloutMembersRequest) (*stopgapv1.ListRolloutMembersResponse, error) {
+func (s *Service) ListRolloutMembers(
+	_ context.Context, r *stopgapv1.ListRolloutMembersRequest,
+) (*stopgapv1.ListRolloutMembersResponse, error) {
 	x, err := s.cfg.Rollout.Get(r.GetRolloutId())
 	if err != nil {
 		return nil, s.toStatus(err)

@@ -67,7 +67,8 @@ func minute(clock string) uint32 {
 }
 
 func strategyMessage(s engine.Strategy) *stopgapv1.Strategy {
-	out := &stopgapv1.Strategy{Name: s.Name, About: s.About, MaxFailures: limitMessage(s.MaxFailures), Silence: duration(s.Silence), Stagger: duration(s.Stagger)}
+	out := &stopgapv1.Strategy{Name: s.Name, About: s.About, MaxFailures: limitMessage(s.MaxFailures), Silence: duration(s.Silence),
+		Stagger: duration(s.Stagger)}
 	for k, v := range onHalt {
 		if v == s.OnHalt {
 			out.OnHalt = k
@@ -139,7 +140,8 @@ func strategyOf(m *stopgapv1.Strategy) (engine.Strategy, error) {
 		return engine.Strategy{}, fmt.Errorf("%w: a strategy of %d bytes, limit %d", errStrategy, n, maxStrategy)
 	}
 	var r reader
-	s := engine.Strategy{Name: m.GetName(), About: m.GetAbout(), MaxFailures: r.limit("maxFailures", m.GetMaxFailures()), OnHalt: onHalt[m.GetOnHalt()],
+	s := engine.Strategy{Name: m.GetName(), About: m.GetAbout(), MaxFailures: r.limit("maxFailures", m.GetMaxFailures()),
+		OnHalt:  onHalt[m.GetOnHalt()],
 		Silence: r.duration("silence", m.GetSilence()), Stagger: r.duration("stagger", m.GetStagger())}
 	if s.OnHalt == "" {
 		s.OnHalt = m.GetOnHalt().String() // the check names it
@@ -198,7 +200,9 @@ func (s *Service) GetStrategy(_ context.Context, r *stopgapv1.GetStrategyRequest
 }
 
 // store stores a strategy of a request in one of two ways, and writes it to the audit log.
-func (s *Service) store(ctx context.Context, m *stopgapv1.Strategy, how func(context.Context, engine.Strategy) error) (*stopgapv1.Strategy, error) {
+func (s *Service) store(
+	ctx context.Context, m *stopgapv1.Strategy, how func(context.Context, engine.Strategy) error,
+) (*stopgapv1.Strategy, error) {
 	x, err := strategyOf(m)
 	if err == nil {
 		err = how(ctx, x)
@@ -238,7 +242,9 @@ func (s *Service) DeleteStrategy(ctx context.Context, r *stopgapv1.DeleteStrateg
 }
 
 // SetDefaultStrategy implements FleetService.
-func (s *Service) SetDefaultStrategy(ctx context.Context, r *stopgapv1.SetDefaultStrategyRequest) (*stopgapv1.SetDefaultStrategyResponse, error) {
+func (s *Service) SetDefaultStrategy(
+	ctx context.Context, r *stopgapv1.SetDefaultStrategyRequest,
+) (*stopgapv1.SetDefaultStrategyResponse, error) {
 	if err := s.cfg.Rollout.MakeDefault(ctx, r.GetName()); err != nil {
 		return nil, s.toStatus(err)
 	}

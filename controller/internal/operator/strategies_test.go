@@ -16,10 +16,12 @@ import (
 
 func TestAStrategyIsReadBackFromItsMessage(t *testing.T) {
 	t.Parallel()
-	all := append(engine.BuiltIn(), engine.Strategy{Name: "nightly", About: "by ring", OnHalt: "revert", MaxFailures: engine.Limit{Count: 2, Percent: 5},
+	all := append(engine.BuiltIn(), engine.Strategy{Name: "nightly", About: "by ring", OnHalt: "revert", MaxFailures: engine.Limit{Count: 2,
+		Percent: 5},
 		Silence: engine.Duration(90 * time.Second), Stagger: engine.Duration(15 * time.Second),
-		Windows: []engine.Window{{From: "22:00", To: "04:30", Days: []string{"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"}}, {From: "00:00", To: "00:00"}},
-		Waves:   []engine.Wave{{Percent: 12.5, MaxFailures: &engine.Limit{Count: -1}}, {}}})
+		Windows: []engine.Window{{From: "22:00", To: "04:30", Days: []string{"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"}},
+			{From: "00:00", To: "00:00"}},
+		Waves: []engine.Wave{{Percent: 12.5, MaxFailures: &engine.Limit{Count: -1}}, {}}})
 	for _, want := range all {
 		got, err := strategyOf(strategyMessage(want))
 		if err != nil || !reflect.DeepEqual(got, want) {

@@ -63,7 +63,9 @@ func (s *Service) scopeOf(m *stopgapv1.Scope) (string, error) {
 }
 
 // flip sets a switch or ends it; an empty mitigation means all. It gives the scope and how many servers it has.
-func (s *Service) flip(ctx context.Context, mitigation string, scope *stopgapv1.Scope, reason string, off bool) (*stopgapv1.Scope, uint32, error) {
+func (s *Service) flip(
+	ctx context.Context, mitigation string, scope *stopgapv1.Scope, reason string, off bool,
+) (*stopgapv1.Scope, uint32, error) {
 	if err := bounds(mitigation, reason); err != nil {
 		return nil, 0, err
 	}
@@ -101,7 +103,9 @@ func (s *Service) ResumeFleet(ctx context.Context, r *stopgapv1.ResumeFleetReque
 var errNoMitigation = status.Error(codes.InvalidArgument, "mitigation_id is empty")
 
 // WithholdMitigation implements FleetService.
-func (s *Service) WithholdMitigation(ctx context.Context, r *stopgapv1.WithholdMitigationRequest) (*stopgapv1.WithholdMitigationResponse, error) {
+func (s *Service) WithholdMitigation(
+	ctx context.Context, r *stopgapv1.WithholdMitigationRequest,
+) (*stopgapv1.WithholdMitigationResponse, error) {
 	if r.GetMitigationId() == "" {
 		return nil, errNoMitigation
 	}
@@ -129,14 +133,16 @@ func kindOf(x rollout.Switch) stopgapv1.SwitchKind {
 func (s *Service) ListSwitches(_ context.Context, r *stopgapv1.ListSwitchesRequest) (*stopgapv1.ListSwitchesResponse, error) {
 	f := r.GetFilter()
 	all := slices.DeleteFunc(s.cfg.Rollout.Switches(), func(x rollout.Switch) bool {
-		return !among(f.GetKinds(), kindOf(x)) || !among(f.GetMitigationIds(), x.Mitigation) || !among(f.GetScopeKinds(), scopeMessage(x.Scope).GetKind())
+		return !among(f.GetKinds(), kindOf(x)) || !among(f.GetMitigationIds(), x.Mitigation) ||
+			!among(f.GetScopeKinds(), scopeMessage(x.Scope).GetKind())
 	})
 	rows, next, total, err := paged(r, all, rollout.Switch.Order, func(x rollout.Switch) *stopgapv1.Switch {
 		scope := scopeMessage(x.Scope)
 		if scope.GetAgent() != "" {
 			scope.AgentName, _ = s.cfg.Fleet.Label(scope.GetAgent())
 		}
-		return &stopgapv1.Switch{Kind: kindOf(x), MitigationId: x.Mitigation, Scope: scope, SetBy: who(x.By), Since: stamp(x.Since), Reason: x.Reason}
+		return &stopgapv1.Switch{Kind: kindOf(x), MitigationId: x.Mitigation, Scope: scope, SetBy: who(x.By), Since: stamp(x.Since),
+			Reason: x.Reason}
 	})
 	if err != nil {
 		return nil, s.toStatus(err)

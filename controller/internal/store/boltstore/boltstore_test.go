@@ -42,9 +42,11 @@ func TestOneDamagedOutcomeHidesNoOther(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	o := s.Outcomes()
-	good := &stopgapv1.SequencedOutcome{Sequence: 1, Outcome: &stopgapv1.Outcome{Mitigation: "M1", State: stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}}
+	good := &stopgapv1.SequencedOutcome{Sequence: 1, Outcome: &stopgapv1.Outcome{Mitigation: "M1",
+		State: stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}}
 	for _, agent := range []string{"a", "b"} {
-		if _, err := o.CommitBatch(t.Context(), []store.Batch{{Agent: agent, Epoch: "e", Outcomes: []*stopgapv1.SequencedOutcome{good}}}); err != nil {
+		if _, err := o.CommitBatch(t.Context(), []store.Batch{{Agent: agent, Epoch: "e",
+			Outcomes: []*stopgapv1.SequencedOutcome{good}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +60,8 @@ func TestOneDamagedOutcomeHidesNoOther(t *testing.T) {
 	}); err != nil || len(got) != 2 {
 		t.Fatalf("%v, %v", got, err)
 	}
-	if r := got[0]; r.GetAgentId() != "a" || r.GetOutcome().GetMitigation() != "M1" || r.GetOutcome().GetState() != 0 || r.GetOutcome().GetReason() == "" {
+	if r := got[0]; r.GetAgentId() != "a" || r.GetOutcome().GetMitigation() != "M1" || r.GetOutcome().GetState() != 0 ||
+		r.GetOutcome().GetReason() == "" {
 		t.Errorf("the damaged one is given as %v", r)
 	}
 	if of, err := o.OfAgent(t.Context(), "a"); err != nil || len(of) != 1 || of[0].GetOutcome().GetReason() == "" {
