@@ -23,6 +23,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -534,7 +535,7 @@ func TestWhatWasRecordedOnTheWireCanNotBeReplayed(t *testing.T) {
 	mu.Lock()
 	_, _ = conn.Write(tape.Bytes())
 	mu.Unlock()
-	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(patience.For(5 * time.Second)))
 	buf := make([]byte, 64<<10)
 	for err == nil {
 		_, err = conn.Read(buf)
@@ -559,7 +560,7 @@ func TestWhatWasRecordedOnTheWireCanNotBeReplayed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_ = c.SetReadDeadline(time.Now().Add(patience.For(200 * time.Millisecond)))
 		_, _ = c.Read(buf)
 		if c.ConnectionState().DidResume {
 			t.Error("a session was resumed")
@@ -600,7 +601,7 @@ func TestACertificateOfAnotherCAGetsNoConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience.For(5*time.Second))
 	defer cancel()
 	if _, err := stopgapv1.NewAgentServiceClient(conn).Pull(ctx, &stopgapv1.PullRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("got %v", err)

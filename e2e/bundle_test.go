@@ -14,10 +14,9 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
-	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/shared/bundle"
-	"github.com/stopgap-em/stopgap/shared/signkey"
 )
 
 // island is a server that reaches no controller and runs no service, and the SOC that sends it bundles.
@@ -41,15 +40,11 @@ func newIsland(t *testing.T) *island {
 	if i.before, err = lab.WebConfigs(i.dir); err != nil {
 		t.Fatal(err)
 	}
-	sn, err := signkey.Generate(signkey.RoleSnapshot)
+	online, err := soc.NewOnline()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ts, err := signkey.Generate(signkey.RoleTimestamp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if i.soc, err = soc.New(filepath.Join(base, "policy"), sn.Public, ts.Public); err != nil {
+	if i.soc, err = online.For(filepath.Join(base, "policy")); err != nil {
 		t.Fatal(err)
 	}
 	if i.beforeService, err = os.ReadFile(filepath.Join(i.dir, "services.json")); err != nil {
@@ -74,15 +69,12 @@ func (i *island) pack() string {
 // ended waits until what was signed to end at t has.
 func (i *island) ended(t time.Time) {
 	i.t.Helper()
-	err := procs.Wait(i.t.Context(), time.Minute, func() error {
+	patience.Eventually(i.t, soon, func() error {
 		if left := time.Until(t.Add(time.Second)); left > 0 { // ends are whole seconds
 			return fmt.Errorf("%s are left", left)
 		}
 		return nil
 	})
-	if err != nil {
-		i.t.Fatal(err)
-	}
 }
 
 func (i *island) run(args ...string) (string, error) {
@@ -169,10 +161,10 @@ func TestABundleIsCarriedToAServerWithoutServiceOrController(t *testing.T) {
 	i.agent(false, " APPLIED ", "status")
 
 	// One that ends after it was applied still repairs, and says that it ended.
-	if err := i.soc.Refresh(10 * time.Second); err != nil {
+	if err := i.soc.Refresh(patience.For(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(patience.For(10 * time.Second))
 	held := i.pack()
 	i.apply(false, "applied and read back", held)
 	for p, data := range i.before {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -145,7 +146,7 @@ func TestAnAgentThatMisbehavesIsCutOffWithAClearStatusAndOthersDoNotNotice(t *te
 		"an oversized frame": {[]*stopgapv1.ConnectRequest{hello(me), batch(outcome(1, "M1", strings.Repeat("x", 1<<20)))}, codes.ResourceExhausted, "larger than max"},
 		"a flood":            {flood, codes.ResourceExhausted, "frames in"},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience.For(20*time.Second))
 		st, err := client.Connect(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -235,13 +236,7 @@ func (s *stolen) try(u *stopgapv1.PolicyUpdate) *stopgapv1.ConnectRequest {
 	if err := s.Send(u, s.release(u)); err != nil {
 		s.r.t.Fatal(err)
 	}
-	select {
-	case a := <-s.Answers:
-		return a
-	case <-time.After(patience):
-		s.r.t.Fatal("no answer")
-		return nil
-	}
+	return patience.Receive(s.r.t, soon, s.Answers)
 }
 
 func (s *stolen) connected() {
@@ -283,7 +278,7 @@ func TestAnAgentOlderThanTheSchemaAppliesWhatItCanReadAndSaysWhatItCannot(t *tes
 	}
 	want := map[string]string{"M1": "APPLIED applied", "M9": "FAILED needs-newer-agent"}
 	for len(want) > 0 {
-		o := await(t, s.Outcomes)
+		o := patience.Receive(t, soon, s.Outcomes)
 		if want[o.GetMitigation()] == outcome.Name(o.GetState())+" "+o.GetCode() {
 			delete(want, o.GetMitigation())
 		}
@@ -298,17 +293,6 @@ func TestAnAgentOlderThanTheSchemaAppliesWhatItCanReadAndSaysWhatItCannot(t *tes
 	}
 	if n.exploited("CVE-2022-41040") {
 		t.Error("protection was lost to a refused update")
-	}
-}
-
-func await(t *testing.T, ch chan *stopgapv1.Outcome) *stopgapv1.Outcome {
-	t.Helper()
-	select {
-	case o := <-ch:
-		return o
-	case <-time.After(patience):
-		t.Fatal("no outcome")
-		return nil
 	}
 }
 

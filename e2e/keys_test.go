@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -32,7 +34,7 @@ systemctl() {
   esac
   echo $! >"$pidfile"
   if [ "$2" = stopgap-controller ]; then
-    for _ in $(seq 100); do (: <"/dev/tcp/$HOST/$PORT") 2>/dev/null && return; sleep 0.05; done
+    for _ in $(seq $((100 * PATIENCE))); do (: <"/dev/tcp/$HOST/$PORT") 2>/dev/null && return; sleep 0.05; done
     cat "$RUN/$2.log"; return 1
   fi
 }
@@ -86,7 +88,7 @@ func TestTheKeyCeremonyAndTheDrillsWorkAsWritten(t *testing.T) {
 	}
 	script = strings.Replace(script, "trap cleanup EXIT\n", `trap cleanup EXIT
 wait_for_m1() {
-  for _ in $(seq 800); do
+  for _ in $(seq $((800 * PATIENCE))); do
     want=$(sed -n 's/.*"version": \([0-9]*\).*/\1/p' "$(ls -v "$POLICY"/metadata/*.targets.json | tail -1)" | head -1)
     if stopgap agents show EX01 2>/dev/null | tee "$RUN/show" | grep -q "M1@1 .*APPLIED" && grep -q "policy version $want\$" "$RUN/show" && grep -q CONNECTED "$RUN/show"; then return; fi
     sleep 0.1
@@ -98,13 +100,14 @@ wait_for_m1() {
 	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience.For(5*time.Minute))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bash, file)
 	cmd.WaitDelay = time.Second
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // its trap ends what it started
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(program(t, "stopgap"))+":"+os.Getenv("PATH"), "STOPGAP_KEY_PASSPHRASE=a passphrase of a test",
-		"HOST="+host, "PORT="+port, "SERVER=lab:"+server, "RUN="+base, "AGENT=EX01")
+		"HOST="+host, "PORT="+port, "SERVER=lab:"+server, "RUN="+base, "AGENT=EX01",
+		fmt.Sprintf("PATIENCE=%.0f", math.Ceil(patience.Factor())))
 	for _, name := range []string{"DATA", "KEYS", "POLICY", "STATE", "BACKUP", "TOKEN"} {
 		cmd.Env = append(cmd.Env, name+"="+filepath.Join(base, strings.ToLower(name)))
 	}

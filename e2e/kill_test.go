@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -22,7 +23,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", dir+"/", "../agent/cmd/stopgap-agent", "../controller/cmd/stopgap", "../controller/cmd/stopgap-controller", "./cmd/stopgap-lab")
+	cmd := exec.Command("go", "build", "-tags", "cheapkeys", "-ldflags", "-s -w", "-o", dir+"/", "../agent/cmd/stopgap-agent", "../controller/cmd/stopgap", "../controller/cmd/stopgap-controller", "./cmd/stopgap-lab")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -63,7 +64,7 @@ func TestAnAgentKilledAtRandomMomentsLosesNothing(t *testing.T) {
 		} else {
 			r.withdraw(ids...)
 		}
-		wait := time.NewTimer(time.Duration(rnd.Int64N(int64(250 * time.Millisecond))))
+		wait := time.NewTimer(time.Duration(rnd.Int64N(int64(patience.For(250 * time.Millisecond)))))
 		<-wait.C
 		p.Kill()
 		if err := p.Start(); err != nil {

@@ -15,20 +15,18 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
+	"github.com/stopgap-em/stopgap/shared/pages"
 	"github.com/stopgap-em/stopgap/shared/policydir"
-	"github.com/stopgap-em/stopgap/shared/signkey"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 func TestMain(m *testing.M) {
@@ -42,7 +40,10 @@ const (
 	blocked  = "BLOCKED"
 	failed   = "FAILED"
 	na       = "NOT_APPLICABLE"
-	patience = 30 * time.Second
+
+	// soon is how long something that happens at once may take, and heartbeat the controller's, both on an idle machine.
+	soon      = 30 * time.Second
+	heartbeat = time.Second
 )
 
 // rig is a controller and its fleet.
@@ -86,18 +87,16 @@ func newRig(t testing.TB) *rig {
 	if r.op, err = controller.Init(r.data, "lab", []string{"127.0.0.1"}); err != nil {
 		t.Fatal(err)
 	}
-	r.online = onlineKeys(t, filepath.Join(r.data, "online"))
-	if r.soc, err = soc.New(filepath.Join(t.TempDir(), "policy"), r.online.Snapshot.Public, r.online.Timestamp.Public); err != nil {
+	if r.online, err = soc.LoadOnline(filepath.Join(r.data, "online")); err != nil {
+		t.Fatal(err)
+	}
+	if r.soc, err = r.online.For(filepath.Join(t.TempDir(), "policy")); err != nil {
 		t.Fatal(err)
 	}
 	if r.addr, err = procs.FreeAddr(); err != nil {
 		t.Fatal(err)
 	}
-	creds, err := trust.LoadCredentials(r.op)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := grpc.NewClient(r.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...)
+	conn, err := soc.Dial(r.op, r.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +116,7 @@ func newRig(t testing.TB) *rig {
 // start starts the controller on its data directory.
 func (r *rig) start() {
 	r.t.Helper()
-	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: time.Second, AgentCertificateLife: r.life, Logger: r.logger("controller")})
+	c, err := controller.New(controller.Config{DataDir: r.data, Listen: r.addr, Heartbeat: patience.For(heartbeat), AgentCertificateLife: r.life, Logger: r.logger("controller")})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -271,20 +270,6 @@ func (n *node) asBefore() {
 	}
 }
 
-// onlineKeys reads the keys of a controller's data directory.
-func onlineKeys(t testing.TB, dir string) soc.Online {
-	t.Helper()
-	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return soc.Online{Snapshot: sn, Timestamp: ts}
-}
-
 // token makes an enrolment token.
 func (r *rig) token(uses uint32, labels map[string]string) string {
 	r.t.Helper()
@@ -353,9 +338,7 @@ func (r *rig) get(n *node) (*stopgapv1.GetAgentResponse, error) {
 // eventually waits for a condition.
 func (r *rig) eventually(cond func() error) {
 	r.t.Helper()
-	if err := procs.Wait(r.t.Context(), patience, cond); err != nil {
-		r.t.Fatal(err)
-	}
+	patience.Eventually(r.t, soon, cond)
 }
 
 // expect waits until the controller has this outcome of a server.
@@ -413,8 +396,20 @@ func (r *rig) warned(n *node, code string) {
 // history reads every outcome recorded so far and checks that none was recorded twice.
 func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
+	// The newest outcome of all is the newest of its server and mitigation: the history is read up to that one.
+	newest := map[string]bool{}
+	err := pages.Each(func(token string) (string, error) {
+		l, err := r.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{PageSize: pages.Size, PageToken: token})
+		for _, rec := range l.GetOutcomes() {
+			newest[outcomeKey(rec)] = true
+		}
+		return l.GetNextPageToken(), err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	// Revision 1 is the first there is; what it recorded, if anything, is no outcome in these tests.
 	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterStoreRevision: 1})
 	if err != nil {
@@ -422,19 +417,28 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	}
 	var out []*stopgapv1.OutcomeRecord
 	seen := map[string]bool{}
-	for {
+	stuck := time.AfterFunc(patience.For(soon), cancel)
+	defer stuck.Stop()
+	for len(newest) > 0 {
 		ev, err := st.Recv()
 		if err != nil {
-			return out
+			r.t.Fatalf("the history ends before %d outcomes that are listed: %v", len(newest), err)
 		}
+		stuck.Reset(patience.For(soon))
 		rec := ev.GetOutcome()
-		k := fmt.Sprint(rec.GetAgentId(), rec.GetJournalEpoch(), rec.GetJournalSequence())
+		k := outcomeKey(rec)
 		if seen[k] {
 			r.t.Errorf("recorded twice: %v", rec)
 		}
 		seen[k] = true
+		delete(newest, k)
 		out = append(out, rec)
 	}
+	return out
+}
+
+func outcomeKey(r *stopgapv1.OutcomeRecord) string {
+	return fmt.Sprint(r.GetAgentId(), r.GetJournalEpoch(), r.GetJournalSequence())
 }
 
 // proxy is a TCP proxy that a test can make worse.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/pages"
@@ -19,11 +20,12 @@ import (
 
 // quick is a canary for tests: the same waves, and shorter times.
 func quick() *stopgapv1.Strategy {
-	ms := func(n int) *durationpb.Duration { return durationpb.New(time.Duration(n) * time.Millisecond) }
-	return &stopgapv1.Strategy{Name: "quick", OnHalt: stopgapv1.OnHalt_ON_HALT_REVERT, Silence: ms(3000), Waves: []*stopgapv1.Wave{
-		{Count: 1, Prove: true, MinHealthyTime: ms(300), HealthyDeadline: ms(25000)},
-		{Percent: 50, Prove: true, MinHealthyTime: ms(300), HealthyDeadline: ms(25000)},
-		{MaxInFlight: 2, MinHealthyTime: ms(100), HealthyDeadline: ms(25000)}}}
+	second := func(n float64) *durationpb.Duration { return durationpb.New(time.Duration(n * float64(time.Second))) }
+	ready := durationpb.New(patience.For(25 * time.Second))
+	return &stopgapv1.Strategy{Name: "quick", OnHalt: stopgapv1.OnHalt_ON_HALT_REVERT, Silence: durationpb.New(patience.For(3 * time.Second)),
+		Waves: []*stopgapv1.Wave{{Count: 1, Prove: true, MinHealthyTime: second(0.3), HealthyDeadline: ready},
+			{Percent: 50, Prove: true, MinHealthyTime: second(0.3), HealthyDeadline: ready},
+			{MaxInFlight: 2, MinHealthyTime: second(0.1), HealthyDeadline: ready}}}
 }
 
 // document is a rewrite rule for OWA with an effect probe and a health probe. A rule that aborts everything breaks the health probe.
@@ -115,7 +117,7 @@ func (r *rig) served(n int) []*node {
 	r.t.Helper()
 	var out []*node
 	for i := range n {
-		x := r.prepare(lab.Spec{Template: lab.ExchangeSE, Host: fmt.Sprintf("EX%02d", i+1), DAG: fmt.Sprintf("DAG%d", i%2+1)}, func(c *agent.Config) { c.ProbeWithin = 3 * time.Second })
+		x := r.prepare(lab.Spec{Template: lab.ExchangeSE, Host: fmt.Sprintf("EX%02d", i+1), DAG: fmt.Sprintf("DAG%d", i%2+1)}, func(c *agent.Config) { c.ProbeWithin = patience.For(3 * time.Second) })
 		x.web()
 		x.start()
 		r.connected(x)
@@ -311,9 +313,10 @@ func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 		if err := lab.Make(dir, lab.Spec{Template: lab.ExchangeSE, Host: name, Organisation: "Contoso", DAG: fmt.Sprintf("DAG%d", i/8)}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: state, Controller: r.addr, Token: token, Host: "lab:" + dir}); err != nil {
-			t.Fatal(err)
-		}
+		r.eventually(func() error { // beside the agents that run already, a handshake may take too long on a loaded machine
+			_, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: state, Controller: r.addr, Token: token, Host: "lab:" + dir})
+			return err
+		})
 		a, err := agent.New(agent.Config{StateDir: state, Host: "lab:" + dir, Controller: r.addr, RetryMin: 100 * time.Millisecond, RetryMax: time.Second, Logger: r.logger(name)})
 		if err != nil {
 			t.Fatal(err)
@@ -321,18 +324,17 @@ func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 		t.Cleanup(run(t, a.Run))
 	}
 	// Only who is there when a wave begins is waited for.
-	if err := procs.Wait(t.Context(), 3*patience, func() error {
+	r.eventually(func() error {
 		connected := &stopgapv1.AgentFilter{Presences: []stopgapv1.Presence{stopgapv1.Presence_PRESENCE_CONNECTED}}
 		l, err := r.fleet.ListAgents(t.Context(), &stopgapv1.ListAgentsRequest{Filter: connected, PageSize: 1})
 		if err == nil && l.GetTotalSize() != servers {
 			err = fmt.Errorf("%d are connected", l.GetTotalSize())
 		}
 		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
+	})
+	short := durationpb.New(100 * time.Millisecond)
 	r.strategy(&stopgapv1.Strategy{Name: "big", OnHalt: stopgapv1.OnHalt_ON_HALT_HOLD, Waves: []*stopgapv1.Wave{{Count: 1},
-		{Percent: 10, MinHealthyTime: durationpb.New(100 * time.Millisecond)}, {MaxInFlight: 50, MinHealthyTime: durationpb.New(100 * time.Millisecond)}}})
+		{Percent: 10, MinHealthyTime: short}, {MaxInFlight: 50, MinHealthyTime: short}}})
 	id := r.publishBy("big", catalogue(t, "PING1")...)
 	// On a loaded machine a stream may have been cut meanwhile: that server gets it when it is back.
 	r.phase(id, "COMPLETED", ", 0 failed,")

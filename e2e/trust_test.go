@@ -18,6 +18,8 @@ import (
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/pages"
@@ -35,7 +37,10 @@ func (r *rig) replaceOnlineKeys() {
 	if err := controller.NewOnlineKeys(fresh); err != nil {
 		r.t.Fatal(err)
 	}
-	r.online = onlineKeys(r.t, fresh)
+	var err error
+	if r.online, err = soc.LoadOnline(fresh); err != nil {
+		r.t.Fatal(err)
+	}
 	if err := r.soc.Rotate(policydir.RotateConfig{Snapshot: &r.online.Snapshot.Public, Timestamp: &r.online.Timestamp.Public}); err != nil {
 		r.t.Fatal(err)
 	}
@@ -192,7 +197,7 @@ func TestAnExpiredPolicyAppliesNothingNewAndTakesNothingOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.publishHeld("M2")
-	if err := r.soc.Refresh(4 * time.Second); err != nil {
+	if err := r.soc.Refresh(patience.For(4 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	r.publish()
@@ -414,7 +419,7 @@ func shortLived(t *testing.T, life time.Duration) *rig {
 
 func TestCertificatesAreRenewedAtHalfOfTheirLifeOverTheStream(t *testing.T) {
 	t.Parallel()
-	r := shortLived(t, 6*time.Second)
+	r := shortLived(t, patience.For(6*time.Second))
 	n := r.add(lab.Spec{Template: lab.ExchangeSE, Host: "EX01"}, nil)
 	r.connected(n)
 	first := n.certificate()

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bufio"
@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/stopgap-em/stopgap/controller"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -121,6 +122,12 @@ type child struct {
 	addr  string
 }
 
+// Modes of children.
+const (
+	modeController = "controller"
+	modeFloor      = "floor"
+)
+
 func startChild(mode, dir string, agents int) (*child, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -168,7 +175,7 @@ func (c *child) ask(cmd string) (stats, error) {
 
 func (c *child) stop() {
 	_ = c.stdin.Close()
-	t := time.AfterFunc(15*time.Second, func() { _ = c.cmd.Process.Kill() })
+	t := time.AfterFunc(patience.For(15*time.Second), func() { _ = c.cmd.Process.Kill() })
 	_ = c.cmd.Wait()
 	t.Stop()
 }

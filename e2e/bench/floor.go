@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -102,7 +102,7 @@ func floorChild(ctx context.Context, dir string, agents int) error {
 
 // floor measures the floor with the same certificates.
 func floor(ctx context.Context, dir string, creds []*trust.Credentials, rounds int) ([]float64, error) {
-	child, err := startChild("floor", dir, len(creds))
+	child, err := startChild(modeFloor, dir, len(creds))
 	if err != nil {
 		return nil, err
 	}

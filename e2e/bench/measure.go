@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -19,11 +19,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/stopgap-em/stopgap/controller"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/policydir"
-	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
 )
@@ -127,7 +127,7 @@ func median(in []float64) float64 {
 }
 
 func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, rounds int, r *Result) error {
-	child, err := startChild("controller", dir, len(creds))
+	child, err := startChild(modeController, dir, len(creds))
 	if err != nil {
 		return err
 	}
@@ -136,16 +136,16 @@ func fleetRun(ctx context.Context, dir, op string, creds []*trust.Credentials, r
 	if err != nil {
 		return err
 	}
-	opCreds, err := trust.LoadCredentials(op)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(child.addr, transport.DialOptions(trust.ClientTLS(opCreds, ""))...)
+	conn, err := soc.Dial(op, child.addr)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	people, err := signers(dir)
+	online, err := soc.LoadOnline(filepath.Join(dir, "controller", "online"))
+	if err != nil {
+		return err
+	}
+	people, err := online.For(filepath.Join(dir, "policy"))
 	if err != nil {
 		return err
 	}
@@ -261,20 +261,6 @@ type fleet struct {
 	acked  chan time.Time
 }
 
-// signers makes a policy for the controller in a directory.
-func signers(dir string) (*soc.SOC, error) {
-	online := filepath.Join(dir, "controller", "online")
-	sn, err := signkey.LoadPlain(filepath.Join(online, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		return nil, err
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(online, "timestamp.pem"), signkey.RoleTimestamp)
-	if err != nil {
-		return nil, err
-	}
-	return soc.New(filepath.Join(dir, "policy"), sn.Public, ts.Public)
-}
-
 // document is a mitigation of payloadBytes that changes nothing.
 func document(revision uint32) []byte {
 	doc := fmt.Sprintf("id: BENCH\nrevision: %d\ntitle: \"Measures\"\nseverity: SEVERITY_LOW\nappliesTo: {roles: [ROLE_MAILBOX]}\n", revision)
@@ -341,13 +327,14 @@ func (f *fleet) missing() string {
 
 func (f *fleet) collect(ctx context.Context, began time.Time, want int) ([]float64, error) {
 	var out []float64
-	late := time.After(waitLimit)
+	limit := patience.For(waitLimit)
+	late := time.After(limit)
 	for len(out) < want {
 		select {
 		case t := <-f.acked:
 			out = append(out, ms(t.Sub(began)))
 		case <-late:
-			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s; %s", len(out), want, waitLimit, f.missing())
+			return nil, fmt.Errorf("%d of %d outcomes acknowledged within %s; %s", len(out), want, limit, f.missing())
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

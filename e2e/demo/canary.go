@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
-	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/pages"
 )
@@ -122,7 +122,7 @@ func (d *demo) badOneStops(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%s alone got it, saw that OWA was broken and took it off before the controller said so; the others never had it; all %d web.config files are as before, and people work everywhere",
-			tried, len(before)), procs.Wait(ctx, soon, func() error {
+			tried, len(before)), patience.Wait(ctx, soon, func() error {
 			l, err := d.fleet.ListRollouts(ctx, &stopgapv1.ListRolloutsRequest{})
 			if err == nil && l.GetRollouts()[0].GetId() == id {
 				err = fmt.Errorf("rollout %s is still there", id)

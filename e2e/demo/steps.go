@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
-	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
@@ -36,14 +36,12 @@ func (d *demo) steps() []step {
 	}
 }
 
-const soon = 20 * time.Second
-
 func (d *demo) fleetConnects(ctx context.Context) (string, error) {
 	if err := d.start(ctx); err != nil {
 		return "", err
 	}
 	var list string
-	err := procs.Wait(ctx, soon, func() error {
+	err := patience.Wait(ctx, soon, func() error {
 		as, err := d.agents(ctx)
 		if err != nil {
 			return err
@@ -207,7 +205,7 @@ func through(ctx context.Context, s *server, cve string) bool {
 }
 
 func (d *demo) expect(ctx context.Context, name, id, st, code string) error {
-	return procs.Wait(ctx, soon, func() error {
+	return patience.Wait(ctx, soon, func() error {
 		outs, err := d.outcomes(ctx)
 		if err != nil {
 			return err
@@ -236,7 +234,7 @@ func (d *demo) driftIsRepaired(ctx context.Context) (string, error) {
 	if err := os.WriteFile(path, append(append([]byte(nil), before[:from]...), before[to:]...), 0o600); err != nil {
 		return "", err
 	}
-	err = procs.Wait(ctx, 2*time.Second, func() error {
+	err = patience.Wait(ctx, soon, func() error {
 		now, err := os.ReadFile(path)
 		if err == nil && !bytes.Contains(now, []byte("Stopgap M1.1")) {
 			err = fmt.Errorf("the rule is still gone")
@@ -274,7 +272,7 @@ func (d *demo) organisationIsFixed(ctx context.Context) (string, error) {
 				return "", err
 			}
 			// Long enough for a wrong removal to have happened: the controller knows of the new build.
-			if err := procs.Wait(ctx, soon, func() error {
+			if err := patience.Wait(ctx, soon, func() error {
 				as, err := d.agents(ctx)
 				if err == nil && as[n].GetFacts().GetExchangeBuild() != fixedBuild[n] {
 					err = fmt.Errorf("the controller does not know of the new build")
@@ -339,7 +337,7 @@ func (d *demo) controllerDies(ctx context.Context) (string, error) {
 			}
 		}
 	}
-	if err := procs.Wait(ctx, soon, func() error {
+	if err := patience.Wait(ctx, soon, func() error {
 		as, err := d.agents(ctx)
 		for _, s := range d.servers {
 			if err == nil && as[s.name].GetPresence() != stopgapv1.Presence_PRESENCE_CONNECTED {

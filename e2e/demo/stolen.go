@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
@@ -28,7 +29,7 @@ func (d *demo) controllerIsStolen(ctx context.Context) (string, error) {
 	if err := d.alterStore(ctx); err != nil {
 		return "", err
 	}
-	online, err := d.stolenKeys()
+	online, err := soc.LoadOnline(filepath.Join(d.dir, "controller", "online"))
 	if err != nil {
 		return "", err
 	}
@@ -37,7 +38,7 @@ func (d *demo) controllerIsStolen(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer c.Stop()
-	if err := procs.Wait(ctx, soon, func() error {
+	if err := patience.Wait(ctx, soon, func() error {
 		if n := c.Connected(); n < len(d.servers) {
 			return fmt.Errorf("%d of %d agents came to the thief", n, len(d.servers))
 		}
@@ -120,16 +121,6 @@ func (d *demo) alterStore(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) stolenKeys() (soc.Online, error) {
-	dir := filepath.Join(d.dir, "controller", "online")
-	sn, err := signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot)
-	if err != nil {
-		return soc.Online{}, err
-	}
-	ts, err := signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
-	return soc.Online{Snapshot: sn, Timestamp: ts}, err
-}
-
 // alteredRule is the targets metadata that was signed, with M1's rule turned into one that blocks nothing.
 func (d *demo) alteredRule() ([]byte, map[string][]byte, error) {
 	tg, docs, err := d.honest()
@@ -201,7 +192,7 @@ func (d *demo) allRefuse(ctx context.Context, c *thief.Controller) error {
 			if a.GetPolicyNack() == nil || !a.GetPolicyNack().GetPermanent() {
 				return fmt.Errorf("an agent took what nobody signed: %v", a)
 			}
-		case <-time.After(soon):
+		case <-time.After(patience.For(soon)):
 			return errors.New("an agent did not answer")
 		case <-ctx.Done():
 			return ctx.Err()
@@ -222,7 +213,7 @@ func (d *demo) recover(ctx context.Context) error {
 	if err := d.controller.Start(); err != nil {
 		return err
 	}
-	return procs.Wait(ctx, soon, func() error {
+	return patience.Wait(ctx, soon, func() error {
 		as, err := d.agents(ctx)
 		if err != nil {
 			return err

@@ -1,7 +1,8 @@
-package main
+package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,12 +13,12 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
+	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
 	"github.com/stopgap-em/stopgap/shared/pages"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // server is one lab server of the demo.
@@ -78,6 +79,9 @@ func (d *demo) server(name string) *server {
 	panic("demo: no server " + name)
 }
 
+// maxHeartbeat is below what agents and controller accept at most.
+const maxHeartbeat = 15 * time.Second
+
 // start makes the fleet and starts everything.
 func (d *demo) start(ctx context.Context) error {
 	if err := clean(d.dir); err != nil {
@@ -97,7 +101,7 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.controller = procs.New("controller", d.program("stopgap-controller"), filepath.Join(d.dir, "controller.log"),
-		"--data", data, "run", "--listen", d.addr, "--heartbeat", "2s")
+		"--data", data, "run", "--listen", d.addr, "--heartbeat", min(patience.For(2*time.Second), maxHeartbeat).String())
 	if err := d.controller.Start(); err != nil {
 		return err
 	}
@@ -128,17 +132,13 @@ func (d *demo) start(ctx context.Context) error {
 		s.id = strings.TrimSuffix(strings.Fields(out)[3], ";")
 		s.agent = procs.New(s.name, d.program("stopgap-agent"), filepath.Join(d.dir, s.name, "agent.log"),
 			"--state", s.state, "run", "--controller", d.addr, "--host", "lab:"+s.dir, "--name", s.name, "--retry-min", "200ms", "--retry-max", "1s",
-			"--probe-within", "3s", "--remove-hold", "0s")
+			"--probe-within", patience.For(3*time.Second).String(), "--remove-hold", "0s")
 		if err := s.agent.Start(); err != nil {
 			return err
 		}
 		d.servers = append(d.servers, s)
 	}
-	creds, err := trust.LoadCredentials(d.operatorDir())
-	if err != nil {
-		return err
-	}
-	if d.conn, err = grpc.NewClient(d.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...); err != nil {
+	if d.conn, err = soc.Dial(d.operatorDir(), d.addr); err != nil {
 		return err
 	}
 	d.fleet = stopgapv1.NewFleetServiceClient(d.conn)
@@ -188,8 +188,11 @@ func (d *demo) ceremony(ctx context.Context) error {
 	if err := d.sign(ctx, "targets"); err != nil {
 		return err
 	}
-	return procs.Wait(ctx, soon, func() error {
+	return patience.Wait(ctx, soon, func() error {
 		_, err := d.stopgap(ctx, "publish", d.policyDir())
+		if err != nil && !d.controller.Running() {
+			err = patience.InVain(errors.New("the controller has ended: its log says why"))
+		}
 		return err
 	})
 }
@@ -208,21 +211,40 @@ func (d *demo) sign(ctx context.Context, role string) error {
 	return nil
 }
 
-// clean removes what an earlier demo left, and nothing else.
+const (
+	marker = "made-by-stopgap-demo"
+	// aside is added to the name of a failed demo's directory, of which the last is kept.
+	aside = ".failed"
+)
+
+// clean removes what an earlier demo left, and nothing else. What a failed one left is kept beside it.
 func clean(dir string) error {
-	marker := filepath.Join(dir, "made-by-stopgap-demo")
-	if _, err := os.Stat(dir); err == nil {
-		if _, err := os.Stat(marker); err != nil {
-			return fmt.Errorf("%s exists and was not made by the demo; name another with --dir", dir)
-		}
-		if err := os.RemoveAll(dir); err != nil {
+	if _, err := os.Stat(filepath.Join(dir, failedFile)); err == nil {
+		if err := remove(dir + aside); err != nil {
 			return err
 		}
+		if err := os.Rename(dir, dir+aside); err != nil {
+			return err
+		}
+	}
+	if err := remove(dir); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(marker, nil, 0o600)
+	return os.WriteFile(filepath.Join(dir, marker), nil, 0o600)
+}
+
+// remove removes a directory that a demo made, if it is there.
+func remove(dir string) error {
+	if _, err := os.Stat(dir); os.IsNotExist(err) {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(dir, marker)); err != nil {
+		return fmt.Errorf("%s exists and was not made by the demo; name another with --dir", dir)
+	}
+	return os.RemoveAll(dir)
 }
 
 // stop ends everything that start started.
@@ -241,19 +263,6 @@ func (d *demo) stop() {
 	}
 	if d.cancel != nil {
 		d.cancel()
-	}
-}
-
-// tails prints the ends of the logs, for a step that failed.
-func (d *demo) tails() {
-	all := []*procs.Proc{d.controller}
-	for _, s := range d.servers {
-		all = append(all, s.agent)
-	}
-	for _, p := range all {
-		if p != nil {
-			fmt.Printf("--- log of %s\n%s\n", p.Name, p.LogTail())
-		}
 	}
 }
 
@@ -336,7 +345,7 @@ func (d *demo) live(ctx context.Context, limit time.Duration, done func(map[stri
 	}
 	drawn := 0
 	last := ""
-	err := procs.Wait(ctx, limit, func() error {
+	err := patience.Wait(ctx, limit, func() error {
 		outs, err := d.outcomes(ctx)
 		if err != nil {
 			return err

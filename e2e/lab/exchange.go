@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/shared/exchange"
 	"github.com/stopgap-em/stopgap/shared/labdir"
 )
@@ -173,10 +174,11 @@ func Exploit(ctx context.Context, base string) []Attempt { return try(ctx, base,
 // Work does what people do: OWA sign-in, ActiveSync, EWS, Autodiscover.
 func Work(ctx context.Context, base string) []Attempt { return try(ctx, base, people) }
 
+// requestTimeout bounds a request on an idle machine.
 const requestTimeout = 5 * time.Second
 
 func try(ctx context.Context, base string, rs []request) []Attempt {
-	client := &http.Client{Timeout: requestTimeout, Transport: &http.Transport{DisableKeepAlives: true},
+	client := &http.Client{Timeout: patience.For(requestTimeout), Transport: &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	var out []Attempt
 	for _, r := range rs {

@@ -143,7 +143,7 @@ func (s *Server) refresh() {
 	s.model = iisconfig.NewModel(srv, recorder{s.dir, s})
 	for _, site := range srv.FrontEndSites() { // so that every application's file is watched
 		for _, path := range site.Places() {
-			s.model.At(site, path).Invalid()
+			_ = s.model.At(site, path).Invalid()
 		}
 	}
 }

@@ -4,7 +4,6 @@ package procs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/stopgap-em/stopgap/e2e/patience"
 )
 
 // Proc is one process that can be started again.
@@ -61,7 +62,10 @@ func (p *Proc) Start() error {
 // Kill ends it with SIGKILL and waits.
 func (p *Proc) Kill() { p.signal(syscall.SIGKILL) }
 
-// Stop ends it with SIGTERM, and with SIGKILL if it takes longer than 10 s.
+// stopTime is how long a process may take to end on an idle machine.
+const stopTime = 10 * time.Second
+
+// Stop ends it with SIGTERM, and with SIGKILL if it takes too long.
 func (p *Proc) Stop() {
 	p.mu.Lock()
 	done := p.done
@@ -69,7 +73,7 @@ func (p *Proc) Stop() {
 	if done == nil {
 		return
 	}
-	t := time.AfterFunc(10*time.Second, p.Kill)
+	t := time.AfterFunc(patience.For(stopTime), p.Kill)
 	defer t.Stop()
 	p.signal(syscall.SIGTERM)
 }
@@ -110,6 +114,9 @@ func (p *Proc) PID() int {
 	return p.cmd.Process.Pid
 }
 
+// Log is the file that its output goes to.
+func (p *Proc) Log() string { return p.log }
+
 // LogTail is the end of its log.
 func (p *Proc) LogTail() string {
 	f, err := os.Open(p.log)
@@ -144,29 +151,4 @@ func FreeAddr() (string, error) {
 		return "", err
 	}
 	return ln.Addr().String(), ln.Close()
-}
-
-// ErrTimeout is returned by Wait.
-var ErrTimeout = errors.New("timed out")
-
-// Poll is how often Wait looks.
-const poll = 20 * time.Millisecond
-
-// Wait looks until a condition holds; its error says what it last saw.
-func Wait(ctx context.Context, limit time.Duration, cond func() error) error {
-	deadline := time.Now().Add(limit)
-	for {
-		err := cond()
-		if err == nil {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%w after %s: %w", ErrTimeout, limit, err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(poll):
-		}
-	}
 }

@@ -5,15 +5,19 @@ package soc
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"sort"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+	"google.golang.org/grpc"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/signkey"
+	"github.com/stopgap-em/stopgap/shared/transport"
+	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // Threshold is how many of three keys must sign.
@@ -41,7 +45,12 @@ func three(role string) ([]*signkey.Key, []signkey.Public, error) {
 	return keys, public, nil
 }
 
-// New makes keys and a signed, empty policy for the controller with these online keys.
+// For makes keys and a signed, empty policy for a controller with online keys.
+func (o Online) For(path string) (*SOC, error) {
+	return New(path, o.Snapshot.Public, o.Timestamp.Public)
+}
+
+// New is the same with the public halves of the online keys.
 func New(path string, snapshot, timestamp signkey.Public) (*SOC, error) {
 	s := &SOC{Path: path, online: []signkey.Public{snapshot, timestamp}}
 	root, rootPub, err := three(signkey.RoleRoot)
@@ -223,6 +232,33 @@ func signed[T metadata.Roles](m *metadata.Metadata[T], keys ...*signkey.Key) ([]
 
 // Online is a controller's online keys: what somebody has who stole them.
 type Online struct{ Snapshot, Timestamp *signkey.Key }
+
+// LoadOnline reads those of a controller: in "online" of its data directory, unless it is told otherwise.
+func LoadOnline(dir string) (o Online, err error) {
+	if o.Snapshot, err = signkey.LoadPlain(filepath.Join(dir, "snapshot.pem"), signkey.RoleSnapshot); err != nil {
+		return o, err
+	}
+	o.Timestamp, err = signkey.LoadPlain(filepath.Join(dir, "timestamp.pem"), signkey.RoleTimestamp)
+	return o, err
+}
+
+// NewOnline makes keys for where there is no controller.
+func NewOnline() (o Online, err error) {
+	if o.Snapshot, err = signkey.Generate(signkey.RoleSnapshot); err != nil {
+		return o, err
+	}
+	o.Timestamp, err = signkey.Generate(signkey.RoleTimestamp)
+	return o, err
+}
+
+// Dial connects to a controller as the operator whose credentials are in a directory.
+func Dial(credentials, addr string) (*grpc.ClientConn, error) {
+	c, err := trust.LoadCredentials(credentials)
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient(addr, transport.DialOptions(trust.ClientTLS(c, ""))...)
+}
 
 // Sign makes snapshot and timestamp metadata for targets metadata, with any versions.
 func (o Online) Sign(targets []byte, targetsVersion, snapshotVersion, timestampVersion int64, expires time.Time) (timestamp, snapshot []byte, err error) {

@@ -31,4 +31,5 @@ grep -E 'Signature verification: ok|Number of verified signatures' "$work/verify
 real=${STOPGAP_TESTDATA:-$(cd .. && pwd)/shared/data}
 [ -d "$real" ] && export STOPGAP_TESTDATA=$real || unset STOPGAP_TESTDATA
 export STOPGAP_WINE_MSI="$work/1.1.0.msi" STOPGAP_WINE_MSI_NEXT="$work/1.1.1.msi" STOPGAP_WINE_STANDIN="$work/standin.exe"
-CGO_ENABLED=0 go test -tags wine -count=1 -timeout 10m ${TESTFLAGS:--v} ./e2e/wine
+# The time only ends what hangs: every wait has a deadline of its own (e2e/patience).
+CGO_ENABLED=0 go test -tags wine -count=1 -timeout 60m ${TESTFLAGS:--v} ./e2e/wine

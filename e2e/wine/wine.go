@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/stopgap-em/stopgap/e2e/patience"
 )
 
 // Prefix is one Wine prefix: a Windows of its own.
@@ -19,7 +21,7 @@ type Prefix struct {
 	env []string
 }
 
-// commandTimeout bounds one command in a prefix.
+// commandTimeout bounds one command in a prefix on an idle machine.
 const commandTimeout = 90 * time.Second
 
 // New makes a prefix.
@@ -63,7 +65,7 @@ func (p *Prefix) server(ctx context.Context, arg string) error {
 
 // Close ends everything in the prefix.
 func (p *Prefix) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), patience.For(commandTimeout))
 	defer cancel()
 	_ = p.server(ctx, "-k")
 	_ = p.server(ctx, "-w")
@@ -78,7 +80,7 @@ func (p *Prefix) Command(ctx context.Context, name string, args ...string) *exec
 
 // Run runs a Windows program to its end and gives what it printed; the error says so too.
 func (p *Prefix) Run(ctx context.Context, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.For(commandTimeout))
 	defer cancel()
 	// A file, not a pipe: what the program starts (a service) keeps it open.
 	f, err := os.CreateTemp("", "wine")

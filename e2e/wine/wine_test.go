@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 )
 
@@ -36,6 +37,7 @@ func TestTheAgentThatShips(t *testing.T) {
 		{"everything is taken off, byte for byte", (*world).takeOff},
 		{"a file that another process holds", (*world).held},
 		{"a file that IIS refuses to read is put back", (*world).refused},
+		{"what IIS does not list is not called applied", (*world).witness},
 		{"killed at every step of the journal", (*world).killed},
 		{"uninstalling with REVERTMITIGATIONS=1 leaves the files as they were", (*world).uninstallReverts},
 	} {
@@ -322,6 +324,63 @@ func (w *world) refused() {
 	w.asBefore()
 }
 
+// restart stops the service and starts it: the first pass asks IIS.
+func (w *world) restart() {
+	w.t.Helper()
+	_, err := w.Run(w.t.Context(), "sc", "stop", "StopgapAgent")
+	w.must(err)
+	w.serviceIs("StopgapAgent", "STOPPED")
+	_, err = w.Run(w.t.Context(), "sc", "start", "StopgapAgent")
+	w.must(err)
+	w.serviceIs("StopgapAgent", "RUNNING")
+	w.connected()
+}
+
+// warns waits until the agent's health codes are these.
+func (w *world) warns(codes ...string) {
+	w.t.Helper()
+	w.eventually(func() error {
+		a, err := w.agent()
+		if err != nil {
+			return err
+		}
+		var now []string
+		for _, h := range a.GetHealth() {
+			now = append(now, h.GetCode())
+		}
+		if fmt.Sprint(now) != fmt.Sprint(codes) {
+			return fmt.Errorf("health: %v, want %v", a.GetHealth(), codes)
+		}
+		return nil
+	})
+}
+
+func (w *world) witness() {
+	w.must(w.publish("M2"))
+	w.expect("APPLIED", "", "M2")
+	w.warns()
+	there := w.changed()
+	w.must(w.Write(inetsrv+`\unlisted`, []byte("Stopgap M2.1 OWA CSP - outbound")))
+	w.restart()
+	w.expect("FAILED", `it does not list rule "Stopgap M2.1 OWA CSP - outbound"`, "M2")
+	w.warns("model-differs")
+	if now := w.changed(); fmt.Sprint(now) != fmt.Sprint(there) {
+		w.t.Errorf("changed before %v, now %v", there, now)
+	}
+	w.must(os.Remove(w.Path(inetsrv + `\unlisted`)))
+	w.restart()
+	w.expect("APPLIED", "", "M2")
+	w.warns()
+	w.must(os.Rename(w.Path(inetsrv+`\appcmd.exe`), w.Path(inetsrv+`\away.exe`)))
+	w.restart()
+	w.warns("iis-not-asked")
+	w.expect("APPLIED", "", "M2")
+	w.must(os.Rename(w.Path(inetsrv+`\away.exe`), w.Path(inetsrv+`\appcmd.exe`)))
+	w.withdraw("M2")
+	w.expect("REVERTED", "", "M2")
+	w.asBefore()
+}
+
 // threeKinds is one mitigation of each kind of action.
 var threeKinds = []string{"M2", "CVE-2021-26857", "CVE-2021-27065"}
 
@@ -357,6 +416,8 @@ func (w *world) killed() {
 
 // killAt publishes or withdraws, starts the agent and kills it after that many commits. It says whether there were so many: a pass that
 // has nothing more to do commits no more.
+//
+// A pass is over when nothing was committed for idleTime.
 func (w *world) killAt(step uint64, on bool) bool {
 	w.t.Helper()
 	journal := w.Path(state + `\journal.db`)
@@ -369,7 +430,7 @@ func (w *world) killAt(step uint64, on bool) bool {
 	}
 	cmd := w.console()
 	defer func() { w.must(kill(cmd)) }()
-	for idle, last := time.Now(), base; time.Since(idle) < 8*time.Second; {
+	for idle, last := time.Now(), base; time.Since(idle) < patience.For(idleTime); {
 		now, err := transactions(journal)
 		w.must(err)
 		if now >= base+step {
@@ -382,6 +443,9 @@ func (w *world) killAt(step uint64, on bool) bool {
 	}
 	return false
 }
+
+// idleTime is long enough on an idle machine.
+const idleTime = 8 * time.Second
 
 func (w *world) uninstallReverts() {
 	// Not through the MSI: Wine rolls nothing back.
@@ -458,7 +522,7 @@ func TestUnitTestsPassUnderWine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-exec", "wine", "-timeout", "4m",
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-exec", "wine", "-timeout", patience.For(4*time.Minute).String(),
 		"./agent/internal/host/...", "./agent/internal/localapi", "./agent/internal/settings", "./agent/internal/service", "./agent/internal/check",
 		"./agent/internal/event", "./agent/internal/journal", "./agent/internal/policy", "./agent/internal/cli", "./shared/trust")
 	cmd.Dir = filepath.Join("..", "..")

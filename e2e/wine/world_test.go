@@ -18,18 +18,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
-	"github.com/stopgap-em/stopgap/shared/signkey"
-	"github.com/stopgap-em/stopgap/shared/transport"
-	"github.com/stopgap-em/stopgap/shared/trust"
 )
 
 // Paths on the server.
@@ -41,7 +38,9 @@ const (
 	state      = `C:\ProgramData\Stopgap`
 	program    = `C:\Program Files\Stopgap\stopgap-agent.exe`
 	standin    = `C:\standin.exe`
-	patience   = 40 * time.Second
+
+	// soon is how long something that happens at once may take on an idle machine.
+	soon = 40 * time.Second
 )
 
 // catalogue is what is for an Exchange 2016 server of early 2021.
@@ -89,9 +88,7 @@ func (w *world) must(err error) {
 
 func (w *world) eventually(cond func() error) {
 	w.t.Helper()
-	if err := procs.Wait(w.t.Context(), patience, cond); err != nil {
-		w.t.Fatal(err)
-	}
+	patience.Eventually(w.t, soon, cond)
 }
 
 // controller starts a controller in this process and publishes an empty policy.
@@ -99,23 +96,19 @@ func (w *world) controller(heartbeat time.Duration) {
 	data := filepath.Join(w.t.TempDir(), "controller")
 	op, err := controller.Init(data, "wine", []string{"127.0.0.1"})
 	w.must(err)
-	sn, err := signkey.LoadPlain(filepath.Join(data, "online", "snapshot.pem"), signkey.RoleSnapshot)
+	online, err := soc.LoadOnline(filepath.Join(data, "online"))
 	w.must(err)
-	ts, err := signkey.LoadPlain(filepath.Join(data, "online", "timestamp.pem"), signkey.RoleTimestamp)
-	w.must(err)
-	w.soc, err = soc.New(filepath.Join(w.t.TempDir(), "policy"), sn.Public, ts.Public)
+	w.soc, err = online.For(filepath.Join(w.t.TempDir(), "policy"))
 	w.must(err)
 	w.addr, err = procs.FreeAddr()
 	w.must(err)
-	c, err := controller.New(controller.Config{DataDir: data, Listen: w.addr, Heartbeat: heartbeat,
+	c, err := controller.New(controller.Config{DataDir: data, Listen: w.addr, Heartbeat: patience.For(heartbeat),
 		Logger: hclog.New(&hclog.LoggerOptions{Output: &w.log, Level: hclog.Warn})})
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
-	creds, err := trust.LoadCredentials(op)
-	w.must(err)
-	conn, err := grpc.NewClient(w.addr, transport.DialOptions(trust.ClientTLS(creds, ""))...)
+	conn, err := soc.Dial(op, w.addr)
 	w.must(err)
 	w.t.Cleanup(func() {
 		_ = conn.Close()

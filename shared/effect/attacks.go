@@ -16,7 +16,10 @@ import (
 // Attack is a request by which a mitigation's effect is judged.
 type Attack struct {
 	// Name says what it is: "probe" or a CVE, and the request.
-	Name   string
+	Name string
+	// CVE is the vulnerability that the request is published for; "" for a probe, of which Probe is the index in the document.
+	CVE    string
+	Probe  int
 	Method string
 	// Path is decoded and absolute; RawPath and Query are as sent.
 	Path, RawPath, Query string
@@ -31,7 +34,7 @@ type Attack struct {
 // empty for a document that has neither (a fresh exploit).
 func Attacks(m *stopgapv1.Mitigation) []Attack {
 	var out []Attack
-	for _, p := range m.GetProbes() {
+	for i, p := range m.GetProbes() {
 		e := p.GetEffect()
 		if e == nil || !e.GetExpectAborted() && e.GetExpectStatus() < http.StatusBadRequest && len(e.GetExpectHeader()) == 0 {
 			continue // only a server's answer can show it
@@ -45,12 +48,12 @@ func Attacks(m *stopgapv1.Mitigation) []Attack {
 		} else if !e.GetExpectAborted() {
 			a.WantStatus = int(e.GetExpectStatus())
 		}
+		a.Probe = i
 		out = append(out, a)
 	}
 	for _, cve := range m.GetCves() {
-		for _, p := range published[cve] {
-			a, err := parse(cve, p.request, p.headers)
-			if err == nil && !contains(out, a) {
+		for _, a := range Published(cve) {
+			if !contains(out, a) {
 				out = append(out, a)
 			}
 		}
@@ -58,8 +61,17 @@ func Attacks(m *stopgapv1.Mitigation) []Attack {
 	return out
 }
 
-// Published reports whether attack requests for a CVE are known.
-func Published(cve string) bool { return len(published[cve]) > 0 }
+// Published returns the attack requests that are known for a CVE.
+func Published(cve string) []Attack {
+	var out []Attack
+	for _, p := range published[cve] {
+		if a, err := parse(cve, p.request, p.headers); err == nil {
+			a.CVE = cve
+			out = append(out, a)
+		}
+	}
+	return out
+}
 
 // NewAttack reads "METHOD path-and-query".
 func NewAttack(name, request string, headers map[string]string) (Attack, error) {

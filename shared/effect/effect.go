@@ -61,6 +61,8 @@ type Rules struct {
 type Rule struct {
 	Name    string
 	Element *xmldoc.Element
+	// Doc is the fragment that Element is in.
+	Doc *xmldoc.Document
 	// Pre is the precondition that an outbound rule names; nil for none.
 	Pre *xmldoc.Element
 }
@@ -81,7 +83,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		return r, err
 	}
 	for _, e := range doc.Root.All("rule") {
-		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e})
+		r.Inbound = append(r.Inbound, Rule{Name: e.Attr("name"), Element: e, Doc: doc})
 		parts.Inbound = append(parts.Inbound, urlrewrite.Part{Element: e, Doc: doc})
 	}
 	if doc, err = read(outbound); err != nil {
@@ -92,7 +94,7 @@ func ParseRules(inbound, outbound string) (Rules, error) {
 		parts.PreConditions = append(parts.PreConditions, urlrewrite.Part{Element: p, Doc: doc})
 	}
 	for _, e := range doc.Root.All("rule") {
-		rule := Rule{Name: e.Attr("name"), Element: e}
+		rule := Rule{Name: e.Attr("name"), Element: e, Doc: doc}
 		for _, p := range pres.All("preCondition") {
 			if strings.EqualFold(p.Attr("name"), e.Attr("preCondition")) {
 				rule.Pre = p
@@ -223,7 +225,7 @@ func (a Attack) satisfied(rs *urlrewrite.Ruleset, req *urlrewrite.Request, res u
 	return true
 }
 
-// Attack judges one attack request at a site.
+// Judge judges one attack request at a site.
 func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 	p := m.At(site, a.Path)
 	c := Check{What: site.Name + ": " + a.Name, Site: site.Name, App: p.App}
@@ -236,13 +238,14 @@ func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 		c.Why, c.Cause = "URL Rewrite does not run there: "+why, CauseModule
 		return c
 	}
+	broken := "" // why IIS answers with an error, by one of the readings
 	for _, rd := range readings {
 		req := a.request(rd)
 		res, err := rs.Inbound(req, p.App.Path)
 		var runtime *urlrewrite.RuntimeError
 		if errors.As(err, &runtime) {
-			c.Closed, c.Why, c.Cause = true, "IIS answers 500.50: "+err.Error(), CauseInvalid
-			return c
+			broken = "IIS answers 500.50: " + err.Error()
+			continue
 		}
 		if err != nil {
 			c.Why, c.Cause = "no verdict: "+err.Error(), CauseOther
@@ -256,6 +259,10 @@ func Judge(m *iisconfig.Model, site *iisconfig.Site, a Attack, r Rules) Check {
 		if n := len(res.Rules); n > 0 {
 			c.By = named(p, res.Rules[n-1])
 		}
+	}
+	if broken != "" {
+		c.Closed, c.Why, c.Cause = true, broken, CauseInvalid
+		return c
 	}
 	c.OK = true
 	return c
@@ -377,7 +384,7 @@ func Reach(m *iisconfig.Model, app *iisconfig.App, r Rules, match Match) Check {
 	}
 	c.Why, c.Cause = "", CauseNone
 	for _, n := range in {
-		if stop := rs.InboundStopper(n); stop != "" {
+		if stop := rs.InboundStopper(n, app.Path, func(other string) bool { return has(r.Inbound, other) }); stop != "" {
 			c.Why, c.Cause = named(p, stop)+" comes first and ends the evaluation of every request", CauseShadowed
 			return c
 		}

@@ -1,4 +1,4 @@
-package effect
+package effect_test
 
 import (
 	"io/fs"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/effect"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 )
@@ -76,31 +77,31 @@ func TestAnAttackIsRefusedOnlyIfEveryReadingSaysSo(t *testing.T) {
 	for name, c := range map[string]struct {
 		host  string
 		files disk
-		cause Cause
+		cause effect.Cause
 		in    string // what the reason names
 	}{
-		"the rule is there":                    {"", disk{root: rules(ours)}, CauseNone, ""},
-		"nothing is there":                     {"", disk{}, CauseAbsent, "is not there"},
-		"cleared by the application":           {"", disk{root: rules(ours), ad: rules("<clear />")}, CauseRemoved, ad + ":1"},
-		"removed by applicationHost.config":    {`<location path="Default Web Site/Autodiscover"><system.webServer><rewrite><rules><remove name="Stopgap M1.1 PowerShell - inbound" /></rules></rewrite></system.webServer></location>`, disk{root: rules(ours)}, CauseRemoved, "applicationHost.config"},
-		"cleared elsewhere":                    {"", disk{root: rules(ours), owa: rules("<clear />")}, CauseNone, ""},
-		"not inherited":                        {"", disk{root: strings.NewReplacer("<configuration>", `<configuration><location inheritInChildApplications="false">`, "</configuration>", "</location></configuration>").Replace(rules(ours))}, CauseNotInherited, root},
-		"behind one that stops":                {"", disk{root: rules(stop + ours)}, CauseShadowed, `rule "stop"`},
-		"in front of one that stops":           {"", disk{root: rules(ours + stop)}, CauseNone, ""},
-		"disabled":                             {"", disk{root: rules(strings.Replace(ours, "<rule ", `<rule enabled="false" `, 1))}, CauseDisabled, "disabled"},
-		"the module is taken out":              {"", disk{root: rules(ours), ad: `<configuration><system.webServer><modules><remove name="RewriteModule" /></modules></system.webServer></configuration>`}, CauseModule, ad},
-		"the pool ignores web.config":          {"", disk{root: rules(ours)}, CauseModule, "enableConfigurationOverride"},
-		"the application's file is broken":     {"", disk{root: rules(ours), ad: "<configuration>"}, CauseInvalid, "500.19"},
-		"a file that only IIS may read":        {"", disk{root: rules(ours), ad: "\xff\xfe<\x00"}, CauseInvalid, "can't be judged"},
-		"a provider decides before ours":       {"", disk{root: strings.Replace(rules(`<rule name="v" stopProcessing="true"><match url=".*" /><conditions><add input="{V:{R:0}}" pattern=".+" /></conditions></rule>`+ours), "<rules>", `<providers><provider name="V" type="T" /></providers><rules>`, 1)}, CauseShadowed, `rule "v"`},
-		"a provider decides after ours":        {"", disk{root: strings.Replace(rules(ours+`<rule name="v" stopProcessing="true"><match url=".*" /><conditions><add input="{V:{R:0}}" pattern=".+" /></conditions></rule>`), "<rules>", `<providers><provider name="V" type="T" /></providers><rules>`, 1)}, CauseNone, ""},
-		"a pattern for the path from the root": {"", disk{root: rules(strings.Replace(ours, `url=".*"`, `url="^autodiscover/"`, 1))}, CauseNoMatch, "no rule refuses"},
-		"a stop that a header asks for":        {"", disk{root: rules(`<rule name="probe" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_USER_AGENT}" pattern="Monitor" /></conditions></rule>` + ours)}, CauseShadowed, `rule "probe"`},
-		"a stop for another host":              {"", disk{root: rules(`<rule name="partner" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_HOST}" pattern="^partner\." /></conditions></rule>` + ours)}, CauseShadowed, `rule "partner"`},
-		"a stop for some networks":             {"", disk{root: rules(`<rule name="inside" stopProcessing="true"><match url=".*" /><conditions><add input="{REMOTE_ADDR}" pattern="^10\." /></conditions></rule>` + ours)}, CauseNone, ""},
-		"a stop for another path":              {"", disk{root: rules(`<rule name="img" stopProcessing="true"><match url="^img/" /></rule>` + ours)}, CauseNone, ""},
-		"a redirect to the right name":         {"", disk{root: rules(`<rule name="name" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_HOST}" pattern="^mail\.contoso\.com$" negate="true" /></conditions><action type="Redirect" url="https://mail.contoso.com/{R:0}" /></rule>` + ours)}, CauseNone, ""},
-		"a global rule stops everything":       {`<system.webServer><rewrite><globalRules>` + stop + `</globalRules></rewrite></system.webServer>`, disk{root: rules(ours)}, CauseShadowed, `rule "stop"`},
+		"the rule is there":                    {"", disk{root: rules(ours)}, effect.CauseNone, ""},
+		"nothing is there":                     {"", disk{}, effect.CauseAbsent, "is not there"},
+		"cleared by the application":           {"", disk{root: rules(ours), ad: rules("<clear />")}, effect.CauseRemoved, ad + ":1"},
+		"removed by applicationHost.config":    {`<location path="Default Web Site/Autodiscover"><system.webServer><rewrite><rules><remove name="Stopgap M1.1 PowerShell - inbound" /></rules></rewrite></system.webServer></location>`, disk{root: rules(ours)}, effect.CauseRemoved, "applicationHost.config"},
+		"cleared elsewhere":                    {"", disk{root: rules(ours), owa: rules("<clear />")}, effect.CauseNone, ""},
+		"not inherited":                        {"", disk{root: strings.NewReplacer("<configuration>", `<configuration><location inheritInChildApplications="false">`, "</configuration>", "</location></configuration>").Replace(rules(ours))}, effect.CauseNotInherited, root},
+		"behind one that stops":                {"", disk{root: rules(stop + ours)}, effect.CauseShadowed, `rule "stop"`},
+		"in front of one that stops":           {"", disk{root: rules(ours + stop)}, effect.CauseNone, ""},
+		"disabled":                             {"", disk{root: rules(strings.Replace(ours, "<rule ", `<rule enabled="false" `, 1))}, effect.CauseDisabled, "disabled"},
+		"the module is taken out":              {"", disk{root: rules(ours), ad: `<configuration><system.webServer><modules><remove name="RewriteModule" /></modules></system.webServer></configuration>`}, effect.CauseModule, ad},
+		"the pool ignores web.config":          {"", disk{root: rules(ours)}, effect.CauseModule, "enableConfigurationOverride"},
+		"the application's file is broken":     {"", disk{root: rules(ours), ad: "<configuration>"}, effect.CauseInvalid, "500.19"},
+		"a file that only IIS may read":        {"", disk{root: rules(ours), ad: "\xff\xfe<\x00"}, effect.CauseInvalid, "can't be judged"},
+		"a provider decides before ours":       {"", disk{root: strings.Replace(rules(`<rule name="v" stopProcessing="true"><match url=".*" /><conditions><add input="{V:{R:0}}" pattern=".+" /></conditions></rule>`+ours), "<rules>", `<providers><provider name="V" type="T" /></providers><rules>`, 1)}, effect.CauseShadowed, `rule "v"`},
+		"a provider decides after ours":        {"", disk{root: strings.Replace(rules(ours+`<rule name="v" stopProcessing="true"><match url=".*" /><conditions><add input="{V:{R:0}}" pattern=".+" /></conditions></rule>`), "<rules>", `<providers><provider name="V" type="T" /></providers><rules>`, 1)}, effect.CauseNone, ""},
+		"a pattern for the path from the root": {"", disk{root: rules(strings.Replace(ours, `url=".*"`, `url="^autodiscover/"`, 1))}, effect.CauseNoMatch, "no rule refuses"},
+		"a stop that a header asks for":        {"", disk{root: rules(`<rule name="probe" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_USER_AGENT}" pattern="Monitor" /></conditions></rule>` + ours)}, effect.CauseShadowed, `rule "probe"`},
+		"a stop for another host":              {"", disk{root: rules(`<rule name="partner" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_HOST}" pattern="^partner\." /></conditions></rule>` + ours)}, effect.CauseShadowed, `rule "partner"`},
+		"a stop for some networks":             {"", disk{root: rules(`<rule name="inside" stopProcessing="true"><match url=".*" /><conditions><add input="{REMOTE_ADDR}" pattern="^10\." /></conditions></rule>` + ours)}, effect.CauseNone, ""},
+		"a stop for another path":              {"", disk{root: rules(`<rule name="img" stopProcessing="true"><match url="^img/" /></rule>` + ours)}, effect.CauseNone, ""},
+		"a redirect to the right name":         {"", disk{root: rules(`<rule name="name" stopProcessing="true"><match url=".*" /><conditions><add input="{HTTP_HOST}" pattern="^mail\.contoso\.com$" negate="true" /></conditions><action type="Redirect" url="https://mail.contoso.com/{R:0}" /></rule>` + ours)}, effect.CauseNone, ""},
+		"a global rule stops everything":       {`<system.webServer><rewrite><globalRules>` + stop + `</globalRules></rewrite></system.webServer>`, disk{root: rules(ours)}, effect.CauseShadowed, `rule "stop"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,14 +113,14 @@ func TestAnAttackIsRefusedOnlyIfEveryReadingSaysSo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r, err := ParseRules(ours, "")
+			r, err := effect.ParseRules(ours, "")
 			if err != nil {
 				t.Fatal(err)
 			}
 			m := iisconfig.NewModel(srv, c.files)
-			for _, a := range Attacks(m1)[:1] {
-				got := Judge(m, srv.Sites[0], a, r)
-				if got.OK != (c.cause == CauseNone) || got.Cause != c.cause || !strings.Contains(got.Why, c.in) {
+			for _, a := range effect.Attacks(m1)[:1] {
+				got := effect.Judge(m, srv.Sites[0], a, r)
+				if got.OK != (c.cause == effect.CauseNone) || got.Cause != c.cause || !strings.Contains(got.Why, c.in) {
 					t.Errorf("%s: OK %t, cause %d, why %q; want cause %d naming %q", a.Name, got.OK, got.Cause, got.Why, c.cause, c.in)
 				}
 			}
@@ -135,13 +136,13 @@ func TestADirectoryOnTheWayOfAnAttackCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := ParseRules(inbound, "")
+	r, err := effect.ParseRules(inbound, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := iisconfig.NewModel(srv, disk{root: rules(inbound), auth: rules("<clear />")})
-	for _, a := range Attacks(d) {
-		got, want := Judge(m, srv.Sites[0], a, r), !strings.HasPrefix(a.Path, "/owa/auth/")
+	for _, a := range effect.Attacks(d) {
+		got, want := effect.Judge(m, srv.Sites[0], a, r), !strings.HasPrefix(a.Path, "/owa/auth/")
 		if got.OK != want {
 			t.Errorf("%s: OK %t (%s), want %t", a.Name, got.OK, got.Why, want)
 		}
@@ -153,11 +154,11 @@ func TestEveryDocumentOfTheCatalogueStopsItsOwnAttacks(t *testing.T) {
 	for _, id := range []string{"M1", "M2", "CVE-2021-26855"} {
 		d := document(t, id)
 		rw := d.GetActions()[0].GetUrlRewrite()
-		r, err := ParseRules(rw.GetInbound(), rw.GetOutbound())
+		r, err := effect.ParseRules(rw.GetInbound(), rw.GetOutbound())
 		if err != nil {
 			t.Fatal(err)
 		}
-		attacks := Attacks(d)
+		attacks := effect.Attacks(d)
 		if len(attacks) == 0 {
 			t.Errorf("%s has no attack requests", id)
 		}
@@ -173,7 +174,7 @@ func TestSomebodyElsesRuleCountsByWhatItDoes(t *testing.T) {
 	t.Parallel()
 	d := document(t, "M2")
 	outbound := d.GetActions()[0].GetUrlRewrite().GetOutbound()
-	r, err := ParseRules("", outbound)
+	r, err := effect.ParseRules("", outbound)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +194,7 @@ func TestSomebodyElsesRuleCountsByWhatItDoes(t *testing.T) {
 		"disabled":                {strings.Replace(eems, `enabled="true"`, `enabled="false"`, 1), false},
 	} {
 		m := iisconfig.NewModel(srv, disk{owa: "<configuration><system.webServer><rewrite><outboundRules>" + c.xml + "</outboundRules></rewrite></system.webServer></configuration>"})
-		got := Reach(m, srv.Sites[0].App("/owa"), r, Foreign)
+		got := effect.Reach(m, srv.Sites[0].App("/owa"), r, effect.Foreign)
 		if got.OK != c.ok {
 			t.Errorf("%s: OK %t (%s), want %t", name, got.OK, got.Why, c.ok)
 		}

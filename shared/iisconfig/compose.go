@@ -8,9 +8,6 @@ import (
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
-// maxPlaces bounds how many composed paths a model keeps; a path more than that is composed again when it is asked for again.
-const maxPlaces = 2000
-
 // Model composes the configuration of the paths of one server. It reads each file once and never walks a directory. It is
 // not safe for concurrent use.
 type Model struct {
@@ -19,6 +16,8 @@ type Model struct {
 	sources map[string]*source
 	places  map[string]*Place
 	dirs    map[string]string
+	// held and kept are how many bytes of files, and how many elements of composed sections, the model remembers.
+	held, kept int
 }
 
 // NewModel makes a model of a server whose web.config files are read from files.
@@ -51,7 +50,10 @@ func (m *Model) levels(site *Site, path string) []level {
 	out := []level{{path: ""}}
 	segments := []string{""}
 	if p := strings.Trim(path, "/"); p != "" {
-		segments = append(segments, strings.SplitN(p, "/", maxSegments)...)
+		segments = append(segments, strings.SplitN(p, "/", maxSegments+1)...)
+	}
+	if len(segments) > maxSegments+1 { // the place is not judged
+		segments = segments[:maxSegments+1]
 	}
 	cur, dir, sub := "", "", true
 	for i, seg := range segments {
@@ -106,7 +108,8 @@ func plainName(s string) bool {
 // contribution is one element of a section that takes part at a path.
 type contribution struct {
 	src *source
-	// doc and el are the element itself, in a file that configSource names where there is one.
+	// file, doc and el are where the element itself is: in a file that configSource names where there is one.
+	file *source
 	doc  *xmldoc.Document
 	name string // of the file that el is in
 	el   *xmldoc.Element
@@ -116,6 +119,7 @@ type contribution struct {
 	depth int // of the file: 0 is applicationHost.config
 	level level
 	base  string // URL path that a pattern's input is relative to
+	void  string // why the element has no effect; "" when it has
 }
 
 // Source is where something stands.
@@ -175,48 +179,6 @@ func (s *Section) Item(name string) *Item {
 	return nil
 }
 
-// kind is what the schema says of a section.
-type kind struct {
-	name, full    string
-	path          []string
-	element, key  string
-	caseSensitive bool
-	attrs         []string // of the section element
-	parts         []string // child elements that are collections of their own
-}
-
-var rewrite = []string{"system.webServer", "rewrite"}
-
-// kinds of sections, by short name. Source: the URL Rewrite module's configuration schema and IIS_schema.xml.
-var kinds = map[string]kind{
-	"globalRules":            {path: append(rewrite[:2:2], "globalRules"), element: "rule", key: "name"},
-	"rules":                  {path: append(rewrite[:2:2], "rules"), element: "rule", key: "name"},
-	"outboundRules":          {path: append(rewrite[:2:2], "outboundRules"), element: "rule", key: "name", attrs: []string{"rewriteBeforeCache"}, parts: []string{"preConditions", "customTags"}},
-	"rewriteMaps":            {path: append(rewrite[:2:2], "rewriteMaps"), element: "rewriteMap", key: "name"},
-	"providers":              {path: append(rewrite[:2:2], "providers"), element: "provider", key: "name"},
-	"allowedServerVariables": {path: append(rewrite[:2:2], "allowedServerVariables"), element: "add", key: "name"},
-	"modules":                {path: []string{"system.webServer", "modules"}, element: "add", key: "name", caseSensitive: true, attrs: []string{"runAllManagedModulesForAllRequests", "runManagedModulesForWebDavRequests"}},
-	"globalModules":          {path: []string{"system.webServer", "globalModules"}, element: "add", key: "name"},
-}
-
-// parts are the collections inside outboundRules.
-var parts = map[string]kind{
-	"preConditions": {name: "preConditions", element: "preCondition", key: "name"},
-	"customTags":    {name: "customTags", element: "tags", key: "name"},
-}
-
-func init() { //nolint:gochecknoinits // completes a table
-	for n, k := range kinds {
-		k.name, k.full = n, strings.Join(k.path, "/")
-		kinds[n] = k
-	}
-}
-
-// SectionNames lists the names that Place.Section knows, in the order in which people read them.
-func SectionNames() []string {
-	return []string{"globalRules", "rules", "outboundRules", "preConditions", "customTags", "rewriteMaps", "providers", "allowedServerVariables", "modules", "globalModules"}
-}
-
 // contributions gathers the elements of a section that take part at a path, in the order in which IIS works them off:
 // level by level, at each first applicationHost.config's <location> for exactly this path, then those of the web.config
 // files above, outermost first, then the level's own web.config. The order of the first and the last is documented by
@@ -230,6 +192,7 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 		depth int
 	}
 	var above []upper
+	bytes := 0
 	take := func(src *source, target string, l level, depth int, base string) {
 		if bad != nil {
 			return
@@ -241,10 +204,13 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			return
 		}
 		for i, e := range found {
-			c := contribution{src: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
-			if in[i].location && !in[i].inherits && l.path != p.App.Path && IsBelow(p.App.Path, l.path) {
+			c := contribution{src: src, file: src, doc: src.doc, name: src.name, el: e, outer: e, in: in[i], depth: depth, level: l, base: base}
+			if in[i].location && !in[i].inherits && !strings.EqualFold(l.path, p.App.Path) && IsBelow(p.App.Path, l.path) {
 				skipped = append(skipped, c)
 				continue
+			}
+			if k.server && depth == 0 && l.path != "" {
+				c.void = fmt.Sprintf("<%s> has no effect in a <location> for a site", k.name)
 			}
 			out = append(out, c)
 		}
@@ -278,6 +244,11 @@ func (p *Place) contributions(k kind) ([]contribution, []contribution, *Invalid)
 			bad = src.err
 			break
 		}
+		if bytes += src.size(); bytes > maxChainBytes {
+			bad = &Invalid{File: src.name, Unsure: true,
+				Msg: fmt.Sprintf("the web.config files down to this one have more than %d bytes together: this version reads no more", maxChainBytes)}
+			break
+		}
 		take(src, "", l, i, base)
 		above = append(above, upper{src, l, i})
 	}
@@ -294,6 +265,7 @@ type Place struct {
 	m        *Model
 	levels   []level
 	ignores  bool // the application's pool ignores web.config files
+	deep     int  // segments of the path, if they are more than maxSegments
 	sections map[string]*Section
 	rules    *urlrewrite.Ruleset
 	notes    []string
@@ -313,10 +285,13 @@ func (m *Model) At(site *Site, path string) *Place {
 	if pool := m.srv.Pool(p.App.Pool); pool != nil {
 		p.ignores = pool.IgnoresWebConfig
 	}
-	if len(m.places) >= maxPlaces {
-		m.places = map[string]*Place{}
+	if n := strings.Count(path, "/"); n > maxSegments {
+		p.deep = n
 	}
-	m.places[key] = p
+	m.forget()
+	if len(key) <= maxKey {
+		m.places[key] = p
+	}
 	return p
 }
 
@@ -345,6 +320,12 @@ func (p *Place) Section(name string) *Section {
 		return p.sections[name]
 	}
 	k := kinds[name]
+	if p.deep > 0 {
+		for _, n := range append([]string{name}, k.parts...) {
+			p.sections[n] = &Section{Name: n, Err: tooDeep(p.Site, p.deep)}
+		}
+		return p.sections[name]
+	}
 	c := newCollector(k)
 	subs := map[string]*collector{}
 	for _, n := range k.parts {
@@ -353,6 +334,10 @@ func (p *Place) Section(name string) *Section {
 	all, skipped, bad := p.contributions(k)
 	locks := newLocks(p.m.srv, k)
 	for _, x := range all {
+		if x.void != "" {
+			c.out.Notes = append(c.out.Notes, fmt.Sprintf("%s:%d: %s", x.name, invalidAt(x.name, x.doc, x.el, 0, "").Line, x.void))
+			continue
+		}
 		if c.out.Err = p.compose(k, x, locks, c, subs); c.out.Err != nil {
 			break
 		}
@@ -365,6 +350,7 @@ func (p *Place) Section(name string) *Section {
 			c.out.NotInherited = append(c.out.NotInherited, c.item(x, e))
 		}
 	}
+	p.m.kept += len(c.out.Items) + len(c.out.Removed) + 1
 	p.sections[name] = &c.out
 	for n, s := range subs {
 		// The two are one section to IIS: what is wrong with one makes the other unreadable.
@@ -383,6 +369,10 @@ func (p *Place) Section(name string) *Section {
 func (p *Place) compose(k kind, x contribution, locks *locks, c *collector, subs map[string]*collector) *Invalid {
 	if bad := locks.enter(p, k, &x); bad != nil {
 		return bad
+	}
+	if _, ok := x.outer.Lookup("configProtectionProvider"); ok { // source: blogs.iis.net/wonyoo
+		return x.src.errorf(x.outer, HResultUnknown, "section %s is encrypted as a whole (configProtectionProvider): IIS does not read it",
+			k.name)
 	}
 	if file, ok := x.outer.Lookup("configSource"); ok {
 		if bad := p.follow(k, &x, file); bad != nil {
@@ -442,7 +432,10 @@ func (p *Place) follow(k kind, x *contribution, file string) *Invalid {
 	case src.doc.Root.Name != k.path[len(k.path)-1]:
 		return src.errorf(src.doc.Root, HResultInvalidData, "root element is <%s>; configSource of <%s> needs <%s>", src.doc.Root.Name, k.name, k.path[len(k.path)-1])
 	}
-	x.doc, x.name, x.el = src.doc, src.name, src.doc.Root
+	if nested, ok := src.doc.Root.Lookup("configSource"); ok {
+		return src.errorf(src.doc.Root, HResultUnknown, "configSource=%q in a file that configSource names", nested)
+	}
+	x.doc, x.name, x.el, x.file = src.doc, src.name, src.doc.Root, src
 	return nil
 }
 
@@ -459,78 +452,13 @@ func SourceFile(file string) bool {
 	return !strings.HasPrefix(file, `\`) && !strings.HasPrefix(file, "/") && !strings.Contains(file, ":")
 }
 
-// collector works off the elements of one collection.
-type collector struct {
-	k     kind
-	out   Section
-	locks *locks // of a collection inside a section
-}
-
-func newCollector(k kind) *collector {
-	return &collector{k: k, out: Section{Name: k.name}, locks: &locks{k: k}}
-}
-
-func (c *collector) item(x contribution, e *xmldoc.Element) Item {
-	line, _ := xmldoc.LineCol(x.doc.Data, e.Start)
-	return Item{Name: e.Attr(c.k.key), Element: e, Doc: x.doc, Source: Source{x.name, line}, Level: x.level.path, Base: x.base,
-		depth: x.depth, locked: strings.EqualFold(e.Attr("lockItem"), "true")}
-}
-
-func (c *collector) equal(a, b string) bool {
-	if c.k.caseSensitive {
-		return a == b
-	}
-	return strings.EqualFold(a, b)
-}
-
-// add works off one child element: an element of the collection, <remove> or <clear/>.
-func (c *collector) add(x contribution, e *xmldoc.Element) *Invalid {
-	it := c.item(x, e)
-	refuse := func(hresult uint32, format string, args ...any) *Invalid {
-		return invalidAt(x.name, x.doc, e, hresult, format, args...)
-	}
-	drop := func(clear bool, goes func(Item) bool) *Invalid {
-		kept := c.out.Items[:0:0]
-		for _, old := range c.out.Items {
-			if !goes(old) {
-				kept = append(kept, old)
-				continue
-			}
-			if old.locked && old.depth < x.depth {
-				return refuse(HResultLocked, "%q of %s is locked (lockItem) and can't be removed here", old.Name, old.Source)
-			}
-			c.out.Removed = append(c.out.Removed, Removal{Item: old, By: it.Source, Clear: clear, Level: x.level.path})
-		}
-		c.out.Items = kept
-		return nil
-	}
-	switch e.Name {
-	case "clear":
-		return drop(true, func(Item) bool { return true })
-	case "remove":
-		return drop(false, func(o Item) bool { return c.equal(o.Name, it.Name) })
-	case c.k.element:
-		if it.Name == "" {
-			return refuse(HResultInvalidData, "<%s> without %s", e.Name, c.k.key)
-		}
-		for _, o := range c.out.Items {
-			if c.equal(o.Name, it.Name) {
-				return refuse(HResultDuplicate, "%s %q is defined a second time; the first is at %s", c.k.element, it.Name, o.Source)
-			}
-		}
-		c.out.Items = append(c.out.Items, it)
-	default:
-		c.out.Notes = append(c.out.Notes, fmt.Sprintf("%s: <%s> in <%s> is not known to this version", it.Source, e.Name, c.k.name))
-	}
-	return nil
-}
-
 // With makes a model of the same server with other files, of which only the named ones are different: the rest is not read
 // again. A name is a directory and a file of it.
 func (m *Model) With(files Files, changed ...[2]string) *Model {
 	n := NewModel(m.srv, files)
 	for k, s := range m.sources {
 		n.sources[k] = s
+		n.held += s.size()
 	}
 	for k, d := range m.dirs {
 		n.dirs[k] = d

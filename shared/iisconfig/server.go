@@ -89,11 +89,16 @@ const (
 )
 
 // IsFrontEnd reports whether an application is part of Exchange's front end, which clients talk to.
-func (a *App) IsFrontEnd() bool { return strings.Contains(strings.ToLower(a.Dir)+`\`, frontEnd) }
+func (a *App) IsFrontEnd() bool { return a.isIn(frontEnd) }
+
+// isIn reports whether the application's directory is in another one. Windows takes both slashes.
+func (a *App) isIn(dir string) bool {
+	return strings.Contains(strings.ToLower(strings.ReplaceAll(a.Dir, "/", `\`))+`\`, dir)
+}
 
 // IsExchange reports whether an application belongs to Exchange, front end or back end.
 func (a *App) IsExchange() bool {
-	return a.IsFrontEnd() || strings.Contains(strings.ToLower(a.Dir)+`\`, backEnd)
+	return a.IsFrontEnd() || a.isIn(backEnd)
 }
 
 // declaration is what configSections says about a section.
@@ -115,6 +120,9 @@ func Parse(data []byte, name string) (*Server, error) {
 		return nil, fmt.Errorf("%s: %w", name, doc.Errorf(doc.Root, "root element is <%s>, not <configuration>", doc.Root.Name))
 	}
 	s := &Server{file: newSource(name, doc), decl: map[string]declaration{}}
+	if s.file.err == nil {
+		s.file.err = s.file.misplacedDeclarations()
+	}
 	if s.file.err != nil {
 		return nil, s.file.err
 	}

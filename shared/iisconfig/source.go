@@ -41,7 +41,6 @@ const (
 	HResultAccessDenied  = 0x80070005
 	HResultPathNotFound  = 0x80070003
 	HResultUnknown       = 0 // no source names the code
-	maxSegments          = 32
 	maxConfigSourceBytes = 200
 )
 
@@ -65,11 +64,6 @@ func (e *Invalid) Error() string {
 	return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Msg)
 }
 
-// same reports whether two reasons are the same one. Lines move when a file is edited.
-func (e *Invalid) same(o *Invalid) bool {
-	return e != nil && o != nil && e.HResult == o.HResult && e.File == o.File && e.Msg == o.Msg
-}
-
 // source is one configuration file, read once.
 type source struct {
 	name string
@@ -77,8 +71,11 @@ type source struct {
 	doc  *xmldoc.Document
 	// err is why IIS refuses the file as a whole.
 	err *Invalid
-	// scopes are the root and every <location>, in document order.
-	scopes []scope
+	// scopes are the root and every <location>, in document order; byTarget finds them by their target, without case.
+	scopes   []scope
+	byTarget map[string][]int
+	// newlines are the offsets of the line ends, once they are needed.
+	newlines []int
 }
 
 // scope is the root of a file, or one <location> in it.
@@ -97,13 +94,12 @@ func (s *source) errorf(e *xmldoc.Element, hresult uint32, format string, args .
 }
 
 func invalidAt(name string, doc *xmldoc.Document, e *xmldoc.Element, hresult uint32, format string, args ...any) *Invalid {
-	line, _ := xmldoc.LineCol(doc.Data, e.Start)
-	return &Invalid{HResult: hresult, File: name, Line: line, Msg: fmt.Sprintf(format, args...)}
+	return &Invalid{HResult: hresult, File: name, Line: doc.Line(e), Msg: fmt.Sprintf(format, args...)}
 }
 
 // newSource finds the scopes of a parsed file.
 func newSource(name string, doc *xmldoc.Document) *source {
-	s := &source{name: name, doc: doc, scopes: []scope{{el: doc.Root, inherits: true}}}
+	s := &source{name: name, doc: doc, scopes: []scope{{el: doc.Root, inherits: true}}, byTarget: map[string][]int{"": {0}}}
 	for _, l := range doc.Root.All("location") {
 		_, old := l.Lookup("allowOverride")
 		_, mode := l.Lookup("overrideMode")
@@ -114,6 +110,7 @@ func newSource(name string, doc *xmldoc.Document) *source {
 		if !ok {
 			continue // matches nothing
 		}
+		s.byTarget[fold(target)] = append(s.byTarget[fold(target)], len(s.scopes))
 		s.scopes = append(s.scopes, scope{el: l, target: target, location: true,
 			inherits: !strings.EqualFold(l.Attr("inheritInChildApplications"), "false")})
 	}
@@ -145,10 +142,8 @@ func OddLocation(doc *xmldoc.Document) string {
 
 // sections returns every element of a section that the file has for one target.
 func (s *source) sections(target string, path []string) (found []*xmldoc.Element, in []scope) {
-	for _, sc := range s.scopes {
-		if !strings.EqualFold(sc.target, target) {
-			continue
-		}
+	for _, i := range s.byTarget[fold(target)] {
+		sc := s.scopes[i]
 		for _, e := range descend(sc.el, path) {
 			found, in = append(found, e), append(in, sc)
 		}
@@ -177,6 +172,7 @@ func (m *Model) read(dir, file string) *source {
 	}
 	s := m.load(dir, file)
 	m.sources[key] = s
+	m.held += s.size()
 	return s
 }
 
@@ -215,8 +211,13 @@ func (m *Model) load(dir, file string) *source {
 	}
 	s := newSource(name, doc)
 	s.dir = dir
-	if s.err == nil && file == WebConfig {
-		s.err = m.unknownSections(s)
+	if file != WebConfig {
+		return s
+	}
+	for _, refuses := range []func(*source) *Invalid{(*source).misplacedDeclarations, m.redeclares, m.unknownSections} {
+		if s.err == nil {
+			s.err = refuses(s)
+		}
 	}
 	return s
 }

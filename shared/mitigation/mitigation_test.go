@@ -27,10 +27,8 @@ func TestTheCatalogueIsFineAndNamesItsRulesAfterItself(t *testing.T) {
 			t.Fatal(err)
 		}
 		delete(want, d.GetId())
-		for _, w := range Warnings(d) {
-			if !strings.Contains(w.Msg, "probes are kept") {
-				t.Errorf("%v", w)
-			}
+		for _, f := range Lint(d) {
+			t.Errorf("%v", f)
 		}
 	}
 	if len(want) > 0 || table == nil {
@@ -99,19 +97,6 @@ func TestWhatIsWrongIsNamedByLineAndColumn(t *testing.T) {
 	}
 }
 
-func TestWarningsNameWaysPastARule(t *testing.T) {
-	t.Parallel()
-	d, err := Parse("x", []byte(head+"actions:\n  - id: a\n    urlRewrite:\n      location: {site: S, path: /}\n      inbound: |\n        "+
-		`<rule name="Stopgap X.1 a"><match url=".*"/><conditions><add input="{QUERY_STRING}" pattern="Exploited"/></conditions><action type="AbortRequest"/></rule>`+"\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ws := Warnings(d)
-	if len(ws) != 1 || ws[0].Line != 11 || !strings.Contains(ws[0].Msg, `"%65xploited" goes past it; write {UrlDecode:{QUERY_STRING}}`) {
-		t.Errorf("got %v", ws)
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	files, err := Catalogue()
 	if err != nil {
@@ -125,7 +110,7 @@ func FuzzParse(f *testing.F) {
 			if again, err := Parse("f", d.Content); err != nil || again.SHA256 != d.SHA256 {
 				t.Fatalf("accepted once and then not: %v", err)
 			}
-			Warnings(d)
+			Lint(d)
 		}
 		_, _ = ParseFixedBuilds("f", data)
 	})

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -445,12 +444,23 @@ func (c *checker) fragment(at *yaml.Node, err error) {
 		c.fail(at, "%v", err)
 		return
 	}
-	if at.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0 {
+	line, col, ok := c.within(at, se.Line, se.Col)
+	if !ok {
 		c.fail(at, "in the XML, %v", se)
 		return
 	}
+	if len(c.problems) < maxProblems {
+		c.problems = append(c.problems, Problem{c.name, line, col, se.Msg})
+	}
+}
+
+// within turns a line and column of a value into those of the YAML file. ok is false when the value is no block scalar: its
+// text may be escaped, so that only its beginning is known.
+func (c *checker) within(at *yaml.Node, line, col int) (yamlLine, yamlCol int, ok bool) {
+	if at.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0 {
+		return at.Line, at.Column, false
+	}
 	// Block scalar: its text starts on the line after the indicator, indented alike.
-	line := at.Line + se.Line
 	indent := 0
 	if lines := bytes.Split(c.data, []byte("\n")); at.Line < len(lines) {
 		for _, l := range lines[at.Line:] {
@@ -460,45 +470,5 @@ func (c *checker) fragment(at *yaml.Node, err error) {
 			}
 		}
 	}
-	if len(c.problems) < maxProblems {
-		c.problems = append(c.problems, Problem{c.name, line, indent + se.Col, se.Msg})
-	}
-}
-
-// Warnings are things that a reviewer should see and that don't make a document wrong.
-func Warnings(d *Document) []Problem {
-	var out []Problem
-	c := &checker{name: "", data: d.Content, root: &yaml.Node{}}
-	_ = yaml.Unmarshal(d.Content, c.root)
-	c.name = d.Ref()
-	for i, a := range d.GetActions() {
-		rw := a.GetUrlRewrite()
-		if f := rw.GetInbound(); f != "" {
-			ways, err := urlrewrite.Weaknesses([]byte(f))
-			if err != nil {
-				c.fail(c.node("actions", i, "urlRewrite", "inbound"), "it could not be checked for ways past it: %v", err)
-			}
-			for _, w := range ways {
-				c.fail(c.node("actions", i, "urlRewrite", "inbound"), "rule %q can be bypassed: %s", w.Rule, w.Text)
-			}
-		}
-		for key, f := range map[string]string{"inbound": rw.GetInbound(), "outbound": rw.GetOutbound()} {
-			if f == "" {
-				continue
-			}
-			_, names, _ := urlrewrite.ParseFragment([]byte(f), key == "outbound")
-			want := fmt.Sprintf("Stopgap %s.%d ", d.GetId(), d.GetRevision())
-			for _, n := range names {
-				if !strings.HasPrefix(n, want) {
-					c.fail(c.node("actions", i, "urlRewrite", key), "rule %q should be named %q...: then nobody takes it for somebody else's", n, want)
-				}
-			}
-		}
-	}
-	if len(d.GetProbes()) > 0 {
-		c.fail(c.node("probes"), "probes are kept but not run by agents of this version: APPLIED will say configuration-only")
-	}
-	out = append(out, c.problems...)
-	sort.SliceStable(out, func(i, j int) bool { return out[i].Line < out[j].Line })
-	return out
+	return at.Line + line, indent + col, true
 }

@@ -50,7 +50,12 @@ type Public struct {
 type Key struct {
 	Public
 	priv ed25519.PrivateKey
+	weak bool
 }
+
+// Weak says that the file the key was loaded from protects it with less work than Save does, so that a stolen file is sooner opened:
+// a file that a program for tests wrote.
+func (k *Key) Weak() bool { return k.weak }
 
 // Generate makes a key.
 func Generate(role string) (*Key, error) {
@@ -70,7 +75,7 @@ func fromPrivate(priv ed25519.PrivateKey, role string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Key{Public{id, role, pub}, priv}, nil
+	return &Key{Public: Public{id, role, pub}, priv: priv}, nil
 }
 
 // Signer signs TUF metadata.
@@ -88,10 +93,14 @@ var ErrPassphrase = errors.New("wrong passphrase, or the key file was altered")
 // Save writes DIR/<role>-<first 8 of the id>.key (0600, encrypted) and .pub beside it, and gives both paths. It overwrites
 // nothing. Errors: a passphrase of less than 12 bytes, a file that exists.
 func (k *Key) Save(dir string, passphrase []byte) (keyPath, pubPath string, err error) {
+	return k.save(dir, passphrase, cost)
+}
+
+func (k *Key) save(dir string, passphrase []byte, cost encrypted.KDFParameterStrength) (keyPath, pubPath string, err error) {
 	if len(passphrase) < minPassphrase {
 		return "", "", fmt.Errorf("the passphrase has %d bytes; %d are the least", len(passphrase), minPassphrase)
 	}
-	sealed, err := encrypted.EncryptWithCustomKDFParameters(k.priv.Seed(), passphrase, encrypted.OWASP)
+	sealed, err := encrypted.EncryptWithCustomKDFParameters(k.priv.Seed(), passphrase, cost)
 	if err != nil {
 		return "", "", errors.New("the key can't be encrypted")
 	}
@@ -134,7 +143,20 @@ func Load(path string, passphrase []byte) (*Key, error) {
 	if k.ID != f.ID {
 		return nil, fmt.Errorf("%s: the key inside is not the one its id names", path)
 	}
+	k.weak = weak(f.Encrypted)
 	return k, nil
+}
+
+// fullN is scrypt's N in a file that Save writes.
+const fullN = 1 << 17
+
+func weak(sealed json.RawMessage) bool {
+	var d struct {
+		KDF struct {
+			Params struct{ N int } `json:"params"`
+		} `json:"kdf"`
+	}
+	return json.Unmarshal(sealed, &d) != nil || d.KDF.Params.N < fullN
 }
 
 var keyID = regexp.MustCompile(`^[0-9a-f]{64}$`)

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
 )
 
 func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
@@ -19,7 +21,7 @@ func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
 	if _, _, err := k.Save(dir, []byte("short")); err == nil {
 		t.Error("a passphrase of five bytes is taken")
 	}
-	private, public, err := k.Save(dir, []byte("correct horse battery"))
+	private, public, err := k.save(dir, []byte("correct horse battery"), encrypted.Legacy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +38,7 @@ func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
 	if p, err := LoadPublic(public); err != nil || p.ID != k.ID {
 		t.Errorf("%v %v", p, err)
 	}
-	if _, _, err := k.Save(dir, []byte("correct horse battery")); err == nil {
+	if _, _, err := k.save(dir, []byte("correct horse battery"), encrypted.Legacy); err == nil {
 		t.Error("a key was overwritten")
 	}
 	data, err := os.ReadFile(private)
@@ -49,6 +51,37 @@ func TestAKeyIsEncryptedAtRestAndOnlyItsPassphraseOpensIt(t *testing.T) {
 	}
 	if _, err := Load(altered, []byte("correct horse battery")); err == nil {
 		t.Error("a file that names another key is taken")
+	}
+}
+
+func TestAKeyIsSavedAtFullCostAndOneThatIsNotIsCalledWeak(t *testing.T) {
+	t.Parallel()
+	if cost != encrypted.OWASP {
+		t.Skip("built with the tag cheapkeys")
+	}
+	pass := []byte("correct horse battery")
+	for weak, save := range map[bool]func(*Key, string) (string, string, error){
+		false: func(k *Key, dir string) (string, string, error) { return k.Save(dir, pass) },
+		true:  func(k *Key, dir string) (string, string, error) { return k.save(dir, pass, encrypted.Legacy) },
+	} {
+		k, err := Generate(RoleTargets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, _, err := save(k, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if full := strings.Contains(string(data), `"N": 131072`); full == weak {
+			t.Errorf("weak %t: %s", weak, data)
+		}
+		if got, err := Load(private, pass); err != nil || got.Weak() != weak || k.Weak() {
+			t.Errorf("loaded: %v, weak %t, want %t", err, got.Weak(), weak)
+		}
 	}
 }
 

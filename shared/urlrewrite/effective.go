@@ -1,6 +1,7 @@
 package urlrewrite
 
 import (
+	"net/http"
 	"strings"
 
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
@@ -33,11 +34,13 @@ func (r *inboundRule) passes() bool {
 	return r.stop && r.action != "AbortRequest" && r.action != "CustomResponse" && r.action != "Redirect"
 }
 
-// chosen are the server variables whose value the client chooses besides the headers.
-var chosen = map[string]bool{"REQUEST_METHOD": true, "SERVER_NAME": true, "SERVER_PORT": true, "SERVER_PORT_SECURE": true, "HTTPS": true, "CONTENT_TYPE": true, "CONTENT_LENGTH": true}
+// computed are the server variables, besides headers, that the evaluator knows the value of.
+var computed = map[string]bool{"UNENCODED_URL": true, "HTTP_URL": true, "REQUEST_URI": true, "URL": true, "SCRIPT_NAME": true, "PATH_INFO": true,
+	"REQUEST_FILENAME": true, "QUERY_STRING": true, "REMOTE_ADDR": true, "REMOTE_HOST": true, "HTTP_X_ORIGINAL_URL": true, "REQUEST_METHOD": true}
 
-// chooses reports whether a value depends on what the client of a request chooses freely: what the request itself sets is fixed.
-func (r *Request) chooses(t *template) bool {
+// chooses reports whether a value depends on what the client of a request chooses freely, or on a server variable whose value
+// is not known (SERVER_PROTOCOL, LOGON_USER): what the request itself sets is fixed. method tells whether its method is free.
+func (r *Request) chooses(t *template, method bool) bool {
 	if t == nil {
 		return false
 	}
@@ -45,11 +48,21 @@ func (r *Request) chooses(t *template) bool {
 		if n.kind == nodeVariable {
 			up := strings.ToUpper(n.text)
 			h, header := strings.CutPrefix(up, "HTTP_")
-			if chosen[up] || header && up != "HTTP_URL" && up != "HTTP_X_ORIGINAL_URL" && len(r.Header.Values(headerName(h))) == 0 {
+			_, set := r.Vars[up]
+			switch {
+			case set, strings.HasPrefix(up, "RESPONSE_"):
+			case up == "REQUEST_METHOD":
+				if method {
+					return true
+				}
+			case up == "QUERY_STRING" && r.freeQuery:
+				return true
+			case computed[up]:
+			case !header, len(r.Header.Values(headerName(h))) == 0:
 				return true
 			}
 		}
-		if r.chooses(n.arg) {
+		if r.chooses(n.arg, method) {
 			return true
 		}
 	}
@@ -68,14 +81,13 @@ func (rs *Ruleset) Ends(name string) bool {
 	return false
 }
 
-// InboundStopper returns the rule in front of an inbound rule that ends the evaluation of every request; "" for none. A
-// global rule ends the distributed ones only by answering the request itself.
-func (rs *Ruleset) InboundStopper(name string) string {
-	all := func(r *inboundRule) bool {
-		return r.enabled && !r.unknown && anybody(r) && matchesAll(r.url, r.urlNegate)
-	}
+// InboundStopper returns the rule in front of an inbound rule of the place at a URL path that ends the evaluation of every
+// request that the rule is for; "" for none. A global rule ends the distributed ones only by answering the request itself. Rules
+// that expected knows do not count: they are meant to stand there.
+func (rs *Ruleset) InboundStopper(name, base string, expected func(rule string) bool) string {
+	inputs := rs.inputsOf(name)
 	for _, r := range rs.global {
-		if all(r) && r.ends() && r.action != "None" && r.action != "Rewrite" {
+		if r.ends() && r.action != "None" && r.action != "Rewrite" && rs.takesAll(r, base, inputs) {
 			return r.name
 		}
 	}
@@ -83,26 +95,52 @@ func (rs *Ruleset) InboundStopper(name string) string {
 		if strings.EqualFold(r.name, name) {
 			return ""
 		}
-		if all(r) && r.ends() {
+		if r.ends() && !expected(r.name) && rs.takesAll(r, base, inputs) {
 			return r.name
 		}
 	}
 	return ""
 }
 
-// anybody reports whether every client can make the conditions of a rule hold, if it lets requests through.
-func anybody(r *inboundRule) bool {
-	req := &Request{}
-	for _, c := range r.conditions {
-		free := r.passes() && req.chooses(c.inputT)
-		if r.matchAny && free {
-			return true
+// inputsOf are the samples that the pattern of an inbound rule matches; all of them when it matches none.
+func (rs *Ruleset) inputsOf(name string) []string {
+	var out []string
+	for _, r := range rs.inbound {
+		if !strings.EqualFold(r.name, name) || r.url == nil {
+			continue
 		}
-		if !r.matchAny && !free {
+		for _, s := range samples {
+			if caps, err := r.url.match(s); err == nil && (caps != nil) != r.urlNegate {
+				out = append(out, s)
+			}
+		}
+	}
+	if len(out) == 0 {
+		return samples
+	}
+	return out
+}
+
+// takesAll reports whether a rule matches requests for all of several inputs, of a client that wants to get past the rules
+// behind it.
+func (rs *Ruleset) takesAll(r *inboundRule, base string, inputs []string) bool {
+	if !r.enabled || r.unknown {
+		return false
+	}
+	for _, s := range inputs {
+		if r.url != nil {
+			if caps, err := r.url.match(s); err != nil || (caps != nil) == r.urlNegate {
+				return false
+			}
+		}
+		req := &Request{Method: http.MethodGet, Scheme: "https", Host: "mail.example", Path: strings.TrimSuffix(base, "/") + "/" + s,
+			Header: http.Header{}, RemoteAddr: "192.0.2.1", Adverse: true, freeQuery: true}
+		sc := &scope{variable: req.variable(nil, req.Path, ""), maps: rs.maps, adverse: r.passes(), wary: !r.passes()}
+		if ok, err := matchAllOf(r.conditions, r.matchAny, r.trackAll, sc, req); err != nil || !ok {
 			return false
 		}
 	}
-	return len(r.conditions) == 0 || !r.matchAny
+	return true
 }
 
 // OutboundStopper returns the rule in front of an outbound rule that ends the evaluation of every response; "" for none.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -181,13 +182,16 @@ type Request struct {
 	// Adverse evaluates the rules as they are for a client that wants to get past them. A rule that ends the evaluation
 	// without refusing the request counts as matching when it depends on what the client chooses (a header that the request
 	// does not have, the method, the host, the port) or on what this version can't judge. A rule that refuses counts as not
-	// matching when it depends on what can't be judged.
+	// matching when it depends on either of them, the method apart: the attack needs its own. An outbound rule that ends the
+	// evaluation and depends on them ends it without its effect.
 	Adverse bool
 	// IgnoreRedirects: rules that redirect do not match. A client that is redirected has not got past the rules behind.
 	IgnoreRedirects bool
 	// OwnBase: each rule's pattern sees the URL relative to the level that defines the rule, rather than to the application.
 	// Microsoft's reference leaves open which of the two IIS does for an inherited rule.
 	OwnBase bool
+	// freeQuery: the client chooses the query too.
+	freeQuery bool
 	// IsFile and IsDir answer for REQUEST_FILENAME; nil means no.
 	IsFile, IsDir func(path string) bool
 }
@@ -328,7 +332,7 @@ func headerName(variable string) string {
 func (rs *Ruleset) Inbound(req *Request, base string) (Result, error) {
 	run := inboundRun{req: req, path: req.Path, query: req.RawQuery}
 	done, err := rs.stage(&run, rs.global, true, "/", nil)
-	if err == nil && !done && Within(run.path, base) {
+	if err == nil && !run.over(done) && Within(run.path, base) {
 		_, err = rs.stage(&run, rs.inbound, false, base, nil)
 	}
 	return run.res, err
@@ -339,6 +343,23 @@ type inboundRun struct {
 	req         *Request
 	res         Result
 	path, query string
+}
+
+// over reports whether no distributed rule runs after the global ones: the request is answered, or has gone to another server.
+// That a global rule with stopProcessing ends only its own set of rules is inferred, so Adverse counts it as the end.
+func (r *inboundRun) over(stopped bool) bool {
+	if stopped && r.req.Adverse {
+		return true
+	}
+	switch r.res.Action {
+	case ActionAbort, ActionCustomResponse, ActionRedirect:
+		return true
+	case ActionRewrite:
+		path, _, _ := strings.Cut(r.res.URL, "?")
+		return strings.Contains(path, "://")
+	case ActionNone:
+	}
+	return false
 }
 
 // stage evaluates one set of rules. It says whether nothing after it is evaluated.
@@ -377,8 +398,9 @@ func (rs *Ruleset) inboundOne(r *inboundRule, req *Request, res *Result, base st
 	if req.IgnoreRedirects && r.action == "Redirect" {
 		return false, nil
 	}
-	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes()}
-	if req.OwnBase && r.base != "" {
+	sc := &scope{variable: req.variable(nil, *path, *query), maps: rs.maps, adverse: req.Adverse && r.passes(), wary: req.Adverse && !r.passes()}
+	// What is open is the base of an inherited rule. A rule of a level below the application is relative to its own level.
+	if r.base != "" && (req.OwnBase || Within(r.base, base)) {
 		base = r.base
 	}
 	if r.url != nil {
@@ -456,7 +478,7 @@ func matchAllOf(cs []condition, matchAny, trackAll bool, sc *scope, req *Request
 	}
 	var tracked []string
 	for _, c := range cs {
-		if c.unknown || sc.adverse && req.chooses(c.inputT) {
+		if c.unknown || sc.adverse && req.chooses(c.inputT, true) || sc.wary && req.chooses(c.inputT, false) {
 			if sc.adverse && matchAny {
 				return true, nil
 			}
@@ -526,6 +548,9 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 			}
 			continue
 		}
+		if req.Adverse && r.stop && rs.chosenBy(r, req) {
+			break
+		}
 		applies, err := rs.preConditionHolds(r, req, resp)
 		did := false
 		if err == nil && applies {
@@ -553,6 +578,15 @@ func (rs *Ruleset) respond(req *Request, resp *Response, bodies bool) (ran []str
 		}
 	}
 	return ran, rewrote, nil
+}
+
+// chosenBy reports whether it depends on the client that an outbound rule runs.
+func (rs *Ruleset) chosenBy(r *outboundRule, req *Request) bool {
+	all := r.conditions
+	if pc := rs.pre[strings.ToLower(r.pre)]; pc != nil {
+		all = append(all[:len(all):len(all)], pc.conditions...)
+	}
+	return slices.ContainsFunc(all, func(c condition) bool { return req.chooses(c.inputT, false) })
 }
 
 func (rs *Ruleset) preConditionHolds(r *outboundRule, req *Request, resp *Response) (bool, error) {

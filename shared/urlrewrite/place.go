@@ -14,7 +14,7 @@ type Place struct {
 // the one that the request has after the global rules. An error of at is returned as it is.
 func (rs *Ruleset) InboundAt(req *Request, at func(path string) (Place, error)) (Result, error) {
 	run := inboundRun{req: req, path: req.Path, query: req.RawQuery}
-	if done, err := rs.stage(&run, rs.global, true, "/", nil); err != nil || done {
+	if done, err := rs.stage(&run, rs.global, true, "/", nil); err != nil || run.over(done) {
 		return run.res, err
 	}
 	place, err := at(run.path)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 	"testing"
+
+	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
 func get(path string) *Request {
@@ -41,6 +43,51 @@ func TestGlobalRulesDecideWhichPlaceARequestBelongsTo(t *testing.T) {
 	for path, want := range map[string]Action{"/old/x": ActionAbort, "/owa/x": ActionAbort, "/old/y": ActionRewrite, "/x": ActionNone} {
 		if res, err := rs.Inbound(get(path), "/owa"); err != nil || res.Action != want {
 			t.Errorf("%s: %+v %v", path, res, err)
+		}
+	}
+}
+
+func TestAGlobalRuleThatStopsDoesNotSkipTheDistributedRules(t *testing.T) {
+	t.Parallel()
+	for action, want := range map[string]Action{
+		`<action type="None"/>`:                                ActionAbort,
+		`<action type="Rewrite" url="/owa/x"/>`:                ActionAbort,
+		`<action type="Rewrite" url="http://other.example/"/>`: ActionRewrite,
+		`<action type="Redirect" url="/elsewhere"/>`:           ActionRedirect,
+		`<action type="CustomResponse" statusCode="404"/>`:     ActionCustomResponse,
+	} {
+		rs, err := ruleset(t, `<rewrite><globalRules><rule name="g" stopProcessing="true"><match url=".*"/>`+action+`</rule><rule name="never"><match url=".*"/>
+			<action type="CustomResponse" statusCode="410"/></rule></globalRules><rules><rule name="r"><match url=".*"/><action type="AbortRequest"/></rule></rules></rewrite>`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res, err := rs.Inbound(get("/owa/a"), "/owa"); err != nil || res.Action != want {
+			t.Errorf("%s: %+v %v", action, res, err)
+		}
+		at := func(string) (Place, error) { return Place{rs, func(string) string { return "/owa" }}, nil }
+		if res, err := rs.InboundAt(get("/owa/a"), at); err != nil || res.Action != want {
+			t.Errorf("%s, by place: %+v %v", action, res, err)
+		}
+		req := get("/owa/a")
+		req.Adverse = true // the other reading
+		if res, err := rs.Inbound(req, "/owa"); err != nil || res.Action == ActionAbort {
+			t.Errorf("%s, adverse: %+v %v", action, res, err)
+		}
+	}
+}
+
+func TestARuleBelowTheApplicationIsRelativeToItsOwnLevelByEveryReading(t *testing.T) {
+	t.Parallel()
+	doc, err := xmldoc.ParseFragment([]byte(`<rule name="r"><match url="^x$"/><action type="AbortRequest"/></rule>`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs, _ := Build(Parts{Inbound: []Part{{Element: doc.Root.Children[0], Doc: doc, Base: "/owa/auth"}}})
+	for _, own := range []bool{false, true} {
+		req := get("/owa/auth/x")
+		req.OwnBase = own
+		if res, err := rs.Inbound(req, "/owa"); err != nil || res.Action != ActionAbort {
+			t.Errorf("own base %v: %+v %v", own, res, err)
 		}
 	}
 }

@@ -129,6 +129,8 @@ func namedNode(name string, arg *template, maps map[string]*rewriteMap) (node, e
 type scope struct {
 	// adverse: what the client chooses, or what can't be judged, holds.
 	adverse bool
+	// wary: neither of them holds.
+	wary bool
 
 	variable func(name string) string
 	rule     []string

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -53,6 +55,9 @@ type Document struct {
 	Data []byte
 	// Root is the document element.
 	Root *Element
+
+	once   sync.Once // makes breaks
+	breaks []int     // offsets of the line breaks
 }
 
 // SyntaxError says where a document is malformed.
@@ -223,6 +228,19 @@ func LineCol(data []byte, off int) (line, col int) {
 		col -= len(bom)
 	}
 	return line, col
+}
+
+// Line gives the line of an element, from 1. Unlike LineCol it does not read the file again each time.
+func (d *Document) Line(e *Element) int {
+	d.once.Do(func() {
+		for i, b := range d.Data {
+			if b == '\n' {
+				d.breaks = append(d.breaks, i)
+			}
+		}
+	})
+	before, _ := slices.BinarySearch(d.breaks, e.Start)
+	return 1 + before
 }
 
 // Errorf is a *SyntaxError at an element.

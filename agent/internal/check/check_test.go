@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/transport"
 )
@@ -165,7 +166,7 @@ func TestTheHopThatFailsIsNamedWithWhatToAskFor(t *testing.T) {
 				c.roots = roots
 			}
 			var steps []Step
-			passed := Run(t.Context(), Config{Controller: c.addr, Source: "test", TLS: &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS13}, Enrolled: true, Timeout: 3 * time.Second,
+			passed := Run(t.Context(), Config{Controller: c.addr, Source: "test", TLS: &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS13}, Enrolled: true, Timeout: patience.For(3 * time.Second),
 				Proxy: func(string) (*url.URL, string, error) { return c.proxy, "test", nil }}, func(s Step) { steps = append(steps, s) })
 			last := steps[len(steps)-1]
 			if passed != (c.ask == "") || passed != last.OK || last.Name != c.last || !strings.Contains(last.Detail, c.detail) || !strings.Contains(last.Ask, c.ask) {

@@ -16,6 +16,11 @@ func fileKey(ref string) string {
 type cached struct {
 	Driver
 	read map[string]cachedFile
+	dirs map[string]string // what Canonical said
+}
+
+func newCached(d Driver) *cached {
+	return &cached{Driver: d, read: map[string]cachedFile{}, dirs: map[string]string{}}
 }
 
 type cachedFile struct {
@@ -36,6 +41,19 @@ func (c *cached) ConfigFile(dir, file string) ([]byte, string, error) {
 	}
 	return f.data, f.name, f.err
 }
+
+// Canonical implements iisconfig.Files.
+func (c *cached) Canonical(dir string) string {
+	canon, ok := c.dirs[dir]
+	if !ok {
+		canon = c.Driver.Canonical(dir)
+		c.dirs[dir] = canon
+	}
+	return canon
+}
+
+// key identifies a configuration file by what its directory is, not by how it is written.
+func (c *cached) key(dir, file string) string { return c.Canonical(dir) + "|" + strings.ToLower(file) }
 
 // forget reads a file anew the next time.
 func (c *cached) forget(ref string) { delete(c.read, fileKey(ref)) }

@@ -2,6 +2,8 @@ package host
 
 import (
 	"fmt"
+	"net/http"
+	"slices"
 	"strings"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -19,8 +21,12 @@ func attacksOf(doc *stopgapv1.Mitigation, spec *stopgapv1.Action) []effect.Attac
 		r, err := effect.ParseRules(x.GetInbound(), x.GetOutbound())
 		return err == nil && r.Stops(a, x.GetLocation().GetPath())
 	}
+	pools := slices.ContainsFunc(doc.GetActions(), func(x *stopgapv1.Action) bool { return x.GetAppPool() != nil })
 	var out []effect.Attack
 	for _, a := range effect.Attacks(doc) {
+		if pools && a.WantStatus == http.StatusServiceUnavailable {
+			continue // that is the stopped pool's answer
+		}
 		mine, any, first := stoppedBy(a, spec.GetUrlRewrite()), false, ""
 		for _, x := range doc.GetActions() {
 			if rw := x.GetUrlRewrite(); rw != nil {
@@ -87,6 +93,12 @@ func (c coverage) gaps() (out []effect.Check) {
 // full: in effect wherever it decides. A place at which IIS answers every request with an error is no way through.
 func (c coverage) full() bool { return c.ok() > 0 && len(c.gaps()) == 0 }
 
+// closed reports whether IIS answers every request with an error somewhere: it may be our own rules that it refuses there.
+func (c coverage) closed() bool {
+	isClosed := func(x effect.Check) bool { return x.Closed }
+	return slices.ContainsFunc(c.checks, isClosed) || slices.ContainsFunc(c.reach, isClosed)
+}
+
 // betterThan reports whether more is covered here than there, by the checks that decide or else by the applications reached.
 func (c coverage) betterThan(o coverage) bool {
 	if c.ok() != o.ok() {
@@ -142,7 +154,7 @@ func reasons(checks []effect.Check) string {
 
 // evidence says what the verdict rests on.
 func (c coverage) evidence(action string) []*stopgapv1.Evidence {
-	what := "attack requests are refused"
+	what := "attack requests are stopped"
 	if len(c.checks) == len(c.reach) && (len(c.reach) == 0 || c.checks[0].What == c.reach[0].What) {
 		what = "applications have the rules in effect"
 	}
@@ -164,7 +176,7 @@ func (c coverage) evidence(action string) []*stopgapv1.Evidence {
 		if !x.OK && !x.Closed && x.Cause != effect.CauseNone && len(out) < maxPlaces && !listed(c.checks, x) {
 			out = append(out, evidence(action, x.What, "not in effect there, and no attack request goes there: "+x.Why, nil))
 		} else if x.Closed && !listed(c.checks, x) && len(out) < maxPlaces {
-			out = append(out, evidence(action, x.What, x.Why+"; it was so before", nil))
+			out = append(out, evidence(action, x.What, x.Why, nil))
 		}
 		for _, n := range x.Notes {
 			if !notes[n] && len(out) < maxPlaces {

@@ -170,9 +170,6 @@ func without(es []entry, ref Ref) []entry {
 	return kept
 }
 
-// holds reports whether the journal says that something of an action may be in the file.
-func (f *file) holds(ref Ref) bool { return len(without(f.known, ref)) < len(f.known) }
-
 // take takes an action's rules out.
 func (f *file) take(ref Ref, all iis.Fragment) {
 	f.forget(ref)

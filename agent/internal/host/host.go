@@ -55,7 +55,7 @@ type Driver interface {
 	Watch(ctx context.Context, dirs []string, changed func()) error
 }
 
-// ErrNoWitness: there is no IIS on this server that could be asked.
+// ErrNoWitness is returned where there is no IIS that could be asked.
 var ErrNoWitness = errors.New("no IIS to ask")
 
 // IISError is what IIS itself says about a configuration that it can't read.
@@ -72,6 +72,8 @@ type Error struct {
 	Err  error
 	// Conflict: something that is not ours stands in the place; counts as unprotected.
 	Conflict bool
+	// TakeOff: what is there of ours has no effect any more, and IIS refuses the configuration because of it. It has to go.
+	TakeOff bool
 }
 
 func (e *Error) Error() string { return e.Err.Error() }

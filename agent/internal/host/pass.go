@@ -26,12 +26,15 @@ type Pass struct {
 	newErr  error
 	inForce []Change
 	files   map[string]*file
-	model   *iisconfig.Model // of the disk, as read in this pass; nil: to be made
+	model   *iisconfig.Model  // of the disk, as read in this pass; nil: to be made
+	answers map[string]answer // of IIS, since the last write
+	mute    error             // why IIS can't be asked; it is not asked again in this pass
+	changed bool              // a file was written
 }
 
 // NewPass starts a pass. inForce is every change that the journal knows of, also half-done ones.
 func NewPass(ctx context.Context, d Driver, o Originals, inForce []Change) *Pass {
-	p := &Pass{d: d, disk: &cached{Driver: d, read: map[string]cachedFile{}}, originals: o, inForce: inForce, files: map[string]*file{}}
+	p := &Pass{d: d, disk: newCached(d), originals: o, inForce: inForce, files: map[string]*file{}}
 	p.newErr = shared(ctx, d)
 	data, name, err := d.ApplicationHost(ctx)
 	switch {
@@ -108,7 +111,11 @@ func (p *Pass) stagedModel() *iisconfig.Model {
 			changed = append(changed, [2]string{f.dir, f.file})
 		}
 	}
-	return p.diskModel().With(overlay{p.disk, p}, changed...)
+	files := map[string]*file{}
+	for _, f := range p.files {
+		files[p.disk.key(f.dir, f.file)] = f
+	}
+	return p.diskModel().With(overlay{p.disk, files}, changed...)
 }
 
 // bareModel composes the configuration without anything of ours: what is in effect there is somebody else's.
@@ -117,7 +124,8 @@ func (p *Pass) bareModel() (*iisconfig.Model, error) {
 	var changed [][2]string
 	for _, c := range p.inForce {
 		for _, ref := range c.Prior.Files {
-			if _, done := bare[fileKey(ref)]; done {
+			key := p.disk.key(SplitRef(ref))
+			if _, done := bare[key]; done {
 				continue
 			}
 			f, err := p.load(ref)
@@ -135,7 +143,7 @@ func (p *Pass) bareModel() (*iisconfig.Model, error) {
 			if f.disk == nil || f.made && bytes.Equal(base, skeleton) {
 				base = nil
 			}
-			bare[fileKey(ref)] = base
+			bare[key] = base
 			changed = append(changed, [2]string{f.dir, f.file})
 		}
 	}
@@ -145,7 +153,7 @@ func (p *Pass) bareModel() (*iisconfig.Model, error) {
 	return p.diskModel().With(stripped{p.disk, bare}, changed...), nil
 }
 
-// stripped reads files without anything of ours.
+// stripped reads files without anything of ours, however their directory is written.
 type stripped struct {
 	*cached
 	bare map[string][]byte
@@ -154,7 +162,7 @@ type stripped struct {
 // ConfigFile implements iisconfig.Files.
 func (s stripped) ConfigFile(dir, name string) ([]byte, string, error) {
 	data, path, err := s.cached.ConfigFile(dir, name)
-	if b, ok := s.bare[fileKey(FileRef(dir, name))]; ok {
+	if b, ok := s.bare[s.key(dir, name)]; ok {
 		if b == nil {
 			return nil, path, fs.ErrNotExist
 		}
@@ -163,15 +171,15 @@ func (s stripped) ConfigFile(dir, name string) ([]byte, string, error) {
 	return data, path, err
 }
 
-// overlay reads files as this pass wants them.
+// overlay reads files as this pass wants them, however their directory is written.
 type overlay struct {
 	*cached
-	p *Pass
+	files map[string]*file
 }
 
 // ConfigFile implements iisconfig.Files.
 func (o overlay) ConfigFile(dir, name string) ([]byte, string, error) {
-	f, ok := o.p.files[fileKey(FileRef(dir, name))]
+	f, ok := o.files[o.key(dir, name)]
 	if !ok {
 		return o.cached.ConfigFile(dir, name)
 	}
@@ -257,7 +265,7 @@ func (p *Pass) again(f *file) error {
 		return nil
 	}
 	after := p.stagedModel()
-	err, _ = p.breaks(before, after, []string{f.dir}, effect.Rules{})
+	_, err = p.breaks(before, after, []string{f.dir}, effect.Rules{})
 	return err
 }
 
@@ -282,6 +290,7 @@ func (p *Pass) accepted(ctx context.Context, f *file, data []byte) error {
 
 // wrote notes what is in a file now. The rest of the pass reads it anew from the server.
 func (p *Pass) wrote(f *file, data []byte) {
+	p.changed, p.answers = true, nil
 	f.disk = data
 	p.disk.forget(f.ref)
 	p.model = nil

@@ -136,6 +136,46 @@ func (a *urlRewrite) spots(app *iisconfig.App, doc *xmldoc.Document, name string
 	return out, nil
 }
 
+// editable leaves out the applications whose file can't be edited, so that one site does not keep the others unprotected. It
+// returns the reason for each of them. Where none can be edited, the first reason is the error.
+func (a *urlRewrite) editable(apps []*iisconfig.App) (able []*iisconfig.App, reasons []string, err error) {
+	for _, app := range apps {
+		if _, e := a.at([]*iisconfig.App{app}, nil); e != nil {
+			reasons = append(reasons, app.String()+" is left as it is: "+e.Error())
+			if err == nil {
+				err = e
+			}
+			continue
+		}
+		able = append(able, app)
+	}
+	if len(able) > 0 {
+		err = nil
+	}
+	return able, reasons, err
+}
+
+// accepting leaves out the applications where IIS would refuse the rules, if it takes them elsewhere.
+func (a *urlRewrite) accepting(before *iisconfig.Model, apps []*iisconfig.App) []*iisconfig.App {
+	var able []*iisconfig.App
+	for _, app := range apps {
+		pl, err := a.at([]*iisconfig.App{app}, nil)
+		if err != nil {
+			continue
+		}
+		others, err := a.try(before, &pl)
+		if err == nil || len(others) > 0 {
+			able = append(able, app)
+			continue
+		}
+		a.left = append(a.left, app.String()+" is left as it is: "+err.Error())
+	}
+	if len(able) == 0 {
+		return apps
+	}
+	return able
+}
+
 // stage puts a placement into the files, and takes the rules out of every other file that has them.
 func (a *urlRewrite) stage(pl placement) error {
 	a.p.Unstage(a.ref)
@@ -184,6 +224,9 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 	if err != nil {
 		return placement{}, err
 	}
+	if len(apps) > 1 {
+		apps = a.accepting(before, apps)
+	}
 	var best placement
 	var refused error
 	found := false
@@ -198,12 +241,12 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 		} else {
 			tried[k] = true
 		}
-		err, others := a.try(before, &pl)
+		others, err := a.try(before, &pl)
 		if len(others) > 0 {
 			own, oerr := a.at(a.ownFiles(), scopeOf(iis.Inside))
 			if oerr == nil {
 				pl = own
-				if err, others = a.try(before, &pl); err == nil && len(others) > 0 {
+				if others, err = a.try(before, &pl); err == nil && len(others) > 0 {
 					err = others[0]
 				}
 			} else {
@@ -227,8 +270,8 @@ func (a *urlRewrite) best(apps []*iisconfig.App) (placement, error) {
 			break // the other scopes are only for where the rules would have no effect at all
 		}
 	}
-	if found && (best.cover.ok() > 0 || refused == nil) {
-		return best, nil
+	if found {
+		return best, nil // where it is in effect nowhere, its own reasons say more than why another scope is refused
 	}
 	return placement{}, refused
 }
@@ -263,23 +306,23 @@ func (a *urlRewrite) ownFiles() []*iisconfig.App {
 
 // try stages a placement and judges it: err is what IIS would newly refuse at an Exchange application or at a place that reads
 // an edited file itself, others are somebody else's applications that would break by inheriting the rules.
-func (a *urlRewrite) try(before *iisconfig.Model, pl *placement) (err error, others []error) { //nolint:revive // two kinds of refusal
+func (a *urlRewrite) try(before *iisconfig.Model, pl *placement) (others []error, err error) {
 	if err := a.stage(*pl); err != nil {
-		return err, nil
+		return nil, err
 	}
 	after := a.p.stagedModel()
 	var dirs []string
 	for _, s := range pl.spots {
 		dirs = append(dirs, s.dir)
 	}
-	err, others = a.p.breaks(before, after, dirs, a.rules)
+	others, err = a.p.breaks(before, after, dirs, a.rules)
 	if err == nil {
 		err = a.breaksAttacked(before, after)
 	}
 	if err == nil {
 		pl.cover = a.judge(after, effect.Ours)
 	}
-	return err, others
+	return others, err
 }
 
 // breaksAttacked looks at the directories that attack requests go to, which are no applications of their own.
@@ -316,7 +359,7 @@ func (a *urlRewrite) widen(before *iisconfig.Model, pl placement) placement {
 			continue // that file can't be edited: the gap stays
 		}
 		wider := placement{spots: append(append([]spot(nil), pl.spots...), more.spots...)}
-		if err, others := a.try(before, &wider); err == nil && len(others) == 0 && wider.cover.betterThan(pl.cover) {
+		if others, err := a.try(before, &wider); err == nil && len(others) == 0 && wider.cover.betterThan(pl.cover) {
 			pl = wider
 		}
 	}
@@ -338,7 +381,7 @@ func (a *urlRewrite) lean(before *iisconfig.Model, apps []*iisconfig.App, pl pla
 		if len(less.spots) == 0 || len(less.spots) == len(pl.spots) {
 			continue
 		}
-		if err, others := a.try(before, &less); err == nil && len(others) == 0 && less.cover.ok() >= pl.cover.ok() {
+		if others, err := a.try(before, &less); err == nil && len(others) == 0 && less.cover.ok() >= pl.cover.ok() {
 			pl = less
 		}
 	}
@@ -365,29 +408,38 @@ func (a *urlRewrite) changes(pl placement) bool {
 }
 
 // breaks finds what IIS would newly refuse if the staged edits of some directories were written.
-func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effect.Rules) (mine error, others []error) { //nolint:revive // two kinds of refusal
+func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effect.Rules) (others []error, err error) {
 	for _, dir := range dirs {
 		for _, r := range after.Readers(dir) {
-			where := r.Place.Site.Name + r.Place.Path
-			bad := r.Place.Invalid()
-			if bad == nil {
-				if v := effect.Unallowed(r.Place, rules); v != "" {
-					return failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
-						"allowedServerVariables; the file was not touched", where, v), nil
-				}
+			refused := refusal(before, r.Place, rules)
+			if refused == nil {
 				continue
 			}
-			if before.At(r.Place.Site, r.Place.Path).Invalid() != nil {
-				continue // it was so before, and is not made worse
-			}
-			err := failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 			if r.Own || r.Place.App.IsExchange() {
-				return err, nil
+				return nil, refused
 			}
-			others = append(others, err)
+			others = append(others, refused)
 		}
 	}
-	return nil, others
+	return others, nil
+}
+
+// refusal says why IIS would answer requests to a place with an error that it did not answer before; nil when it would not.
+func refusal(before *iisconfig.Model, place *iisconfig.Place, rules effect.Rules) error {
+	where := place.Site.Name + place.Path
+	bad := place.Invalid()
+	switch {
+	case bad == nil:
+		if v := effect.Unallowed(place, rules); v != "" {
+			return failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
+				"allowedServerVariables; the file was not touched", where, v)
+		}
+		return nil
+	}
+	if was := before.At(place.Site, place.Path).Invalid(); was != nil {
+		return nil //nolint:nilerr // it was so before, and is not made worse
+	}
+	return failf(refusedCode(bad), "%s would answer 500.19%s: %v; the file was not touched", where, hresult(bad), bad)
 }
 
 func hresult(bad *iisconfig.Invalid) string {
@@ -407,22 +459,23 @@ func refusedCode(bad *iisconfig.Invalid) string {
 	return "config-invalid"
 }
 
-// askIIS lets IIS read the applications that have a directory of their own, and compares what it composes with the model.
+// askIIS lets IIS read the applications that have a directory of their own. The error is what IIS refuses. That IIS can't be
+// asked is no error: nothing follows from it for the file, and Look reports it.
 func (p *Pass) askIIS(ctx context.Context, dir string) error {
 	for _, r := range p.diskModel().Readers(dir) {
 		if !r.Own {
 			continue
 		}
-		for _, section := range []string{"rules", "outboundRules"} {
+		for _, section := range witnessed {
 			if r.Place.Section(section).Err != nil {
 				continue // the model says that IIS refuses it, and did before
 			}
-			_, err := p.d.Effective(ctx, r.Place.App.String(), section)
-			if errors.Is(err, ErrNoWitness) {
-				return nil
+			_, err := p.ask(ctx, r.Place.App.String(), section)
+			if refused := (*IISError)(nil); errors.As(err, &refused) {
+				return err
 			}
 			if err != nil {
-				return err
+				return nil //nolint:nilerr // it can't be asked
 			}
 		}
 	}

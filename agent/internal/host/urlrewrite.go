@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host/iis"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -23,8 +22,12 @@ type urlRewrite struct {
 	spec    *stopgapv1.UrlRewriteAction
 	rules   effect.Rules
 	attacks []effect.Attack
-	// chosen is where Plan decided to put the rules.
+	// chosen is where Plan decided to put the rules; nil when they stay as they are.
 	chosen *placement
+	// foreign: Plan found that somebody else's rules do the same.
+	foreign bool
+	// left says which applications do not get the rules in their file, and why.
+	left []string
 }
 
 var _ Action = (*urlRewrite)(nil)
@@ -40,11 +43,17 @@ func (a *urlRewrite) sites() []*iisconfig.Site {
 		}
 		return nil
 	}
-	return a.p.server.FrontEndSites()
+	var out []*iisconfig.Site
+	for _, s := range a.p.server.FrontEndSites() {
+		if s.App(a.spec.GetLocation().GetPath()) != nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // targets finds the applications the action is for.
-func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
+func (a *urlRewrite) targets() (out []*iisconfig.App, err error) {
 	if a.p.serverErr != nil {
 		return nil, a.p.serverErr
 	}
@@ -52,12 +61,13 @@ func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
 	sites := a.sites()
 	switch {
 	case len(sites) > 0:
+	case loc.GetSite() == "EXCHANGE_FRONT_END" && len(a.p.server.FrontEndSites()) > 0:
+		return nil, failf("no-application", "site %q has no application %s", a.p.server.FrontEndSites()[0].Name, loc.GetPath())
 	case loc.GetSite() == "EXCHANGE_FRONT_END":
 		return nil, failf("no-site", `no site has an application below FrontEnd\HttpProxy`)
 	default:
 		return nil, failf("no-site", "site %q does not exist", loc.GetSite())
 	}
-	var out []*iisconfig.App
 	for _, s := range sites {
 		app := s.App(loc.GetPath())
 		if app == nil || app.Dir == "" {
@@ -65,7 +75,8 @@ func (a *urlRewrite) targets() ([]*iisconfig.App, error) {
 		}
 		out = append(out, app)
 	}
-	return out, nil
+	out, a.left, err = a.editable(out)
+	return out, err
 }
 
 // Validate implements Action.
@@ -120,50 +131,96 @@ func (a *urlRewrite) Plan(context.Context) (Plan, error) {
 		return Plan{}, err
 	}
 	refs := union(home.refs(), a.held())
-	standing, err := a.inspect(refs, home)
+	standing, everywhere, err := a.inspect(refs, home)
 	if err != nil {
 		return Plan{}, err
 	}
 	now := a.judge(a.p.diskModel(), effect.Ours)
 	pl := Plan{Now: standing}
 	pl.Prior.Files = refs
-	if standing.Standing == InPlace && now.full() {
+	if standing.Standing == InPlace && everywhere && now.full() && !now.closed() {
 		pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
 		return pl, a.touches(&pl)
 	}
-	best, err := a.best(apps)
-	if err != nil {
-		return pl, err
-	}
+	best, refused := a.best(apps)
 	if standing.Standing != InPlace && len(a.held()) == 0 {
 		bare, err := a.p.bareModel()
 		if err != nil {
 			return pl, err
 		}
 		theirs := a.judge(bare, effect.Foreign)
-		if theirs.ok() > 0 && !best.cover.betterThan(theirs) && a.twins(theirs, best.cover) {
+		enough := false
+		if refused != nil { // ours would be nowhere: theirs have to be everywhere
+			enough = theirs.full() && len(theirs.elsewhere()) == 0
+		} else {
+			enough = theirs.ok() > 0 && !best.cover.betterThan(theirs) && a.twins(theirs, best.cover)
+		}
+		if enough {
+			a.foreign = true
 			pl.Now = Finding{Standing: Foreign, Detail: "rules of other names do the same, in effect wherever ours would be; found, not ours", Gaps: texts(theirs.gaps())}
 			pl.Now.Evidence = append(a.foreignEvidence(bare), theirs.evidence(a.ref.Action)...)
 			pl.Prior.Files = home.refs()
 			return pl, a.touches(&pl)
 		}
 	}
+	if (refused != nil || best.cover.ok() == 0) && now.ok() == 0 {
+		harm, err := a.harm()
+		if err != nil {
+			return pl, err
+		}
+		if harm != nil {
+			return pl, harm
+		}
+	}
+	if refused != nil {
+		return pl, refused
+	}
 	if best.cover.ok() == 0 {
 		return pl, failf("no-effect", "the rules would be in effect nowhere: %s", reasons(best.cover.checks))
 	}
-	a.chosen = &best
-	pl.Prior.Files = union(best.refs(), a.held())
-	pl.Now.Gaps = texts(best.cover.gaps())
 	if standing.Standing == InPlace && (!best.cover.betterThan(now) || !a.changes(best)) {
-		pl.Now.Gaps = texts(now.gaps())
+		pl.Now.Gaps = a.gaps(now)
 		pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
 		return pl, a.touches(&pl)
 	}
+	a.chosen = &best
+	pl.Prior.Files = union(best.refs(), a.held())
+	pl.Now.Gaps = a.gaps(best.cover)
 	if standing.Standing == InPlace { // it is there, and something keeps it from having its effect
-		pl.Now.Standing, pl.Now.Detail = Altered, "in place and without effect: "+reasons(now.checks)
+		pl.Now.Standing, pl.Now.Detail = Altered, "in place and without effect: "+reasons(append(now.checks, now.elsewhere()...))
 	}
 	pl.Now.Evidence = append(pl.Now.Evidence, now.evidence(a.ref.Action)...)
 	return pl, a.touches(&pl)
+}
+
+// gaps lists what gets through, and then the applications whose file could not be given the rules.
+func (a *urlRewrite) gaps(c coverage) []string {
+	out := texts(c.gaps())
+	if len(out) > 0 {
+		out = append(out, a.left...)
+	}
+	return out
+}
+
+// harm says where IIS refuses the configuration because of our rules, which it took when they were written: somebody has locked
+// the section since, for example. nil where it does not, or where it would refuse it without them too.
+func (a *urlRewrite) harm() (*Error, error) {
+	bare, err := a.p.bareModel()
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range a.held() {
+		dir, _ := SplitRef(ref)
+		for _, r := range a.p.diskModel().Readers(dir) {
+			bad := r.Place.Invalid()
+			if bad == nil || !r.Own && !r.Place.App.IsExchange() || bare.At(r.Place.Site, r.Place.Path).Invalid() != nil {
+				continue
+			}
+			return &Error{Code: refusedCode(bad), TakeOff: true,
+				Err: fmt.Errorf("%s%s answers 500.19%s because of our rules: %w", r.Place.Site.Name, r.Place.Path, hresult(bad), bad)}, nil
+		}
+	}
+	return nil, nil //nolint:nilnil // no harm
 }
 
 // twins reports whether somebody else's rules are reached wherever ours would be.
@@ -248,13 +305,15 @@ func union(a, b []string) []string {
 }
 
 // inspect says how the rules stand in the files that they are to be in. A rule of our name that is not ours is a conflict.
-func (a *urlRewrite) inspect(refs []string, home placement) (Finding, error) {
-	out := Finding{}
+// Rules that are ours may be in applications' own files instead, and the journal also names files that they are no longer
+// in: then they are in place, though not everywhere, and where they are in effect decides.
+func (a *urlRewrite) inspect(refs []string, home placement) (out Finding, everywhere bool, err error) {
+	present, absent, changed := Finding{}, Finding{}, Finding{}
 	mine := len(a.held()) > 0
 	for _, ref := range refs {
 		f, err := a.p.load(ref)
 		if err != nil {
-			return out, err
+			return out, false, err
 		}
 		frag := home.frag(ref)
 		if frag == nil { // an application's own file: it has all of the rules
@@ -270,16 +329,32 @@ func (a *urlRewrite) inspect(refs []string, home placement) (Finding, error) {
 			}
 		}
 		if err != nil {
-			return out, failf("config-malformed", "%s: %v", f.name, err)
+			return out, false, failf("config-malformed", "%s: %v", f.name, err)
 		}
-		fd := findingOf(in)
-		if fd.Standing == Altered && !mine {
-			return out, &Error{Code: "name-taken", Conflict: true,
+		fd, ev := findingOf(in), a.evidence(f.name, in.Detail, f.content())
+		switch {
+		case fd.Standing == Altered && !mine:
+			return out, false, &Error{Code: "name-taken", Conflict: true,
 				Err: fmt.Errorf("%s: %s and is not ours: remove or rename it", f.name, in.Detail)}
+		case fd.Standing == Altered:
+			changed = worse(changed, fd, ev)
+		case fd.Standing == Absent:
+			absent = worse(absent, fd, ev)
+		default:
+			present = worse(present, fd, ev)
 		}
-		out = worse(out, fd, a.evidence(f.name, in.Detail, f.content()))
 	}
-	return out, nil
+	switch {
+	case len(changed.Evidence) > 0:
+		changed.Evidence = append(append(changed.Evidence, absent.Evidence...), present.Evidence...)
+		return changed, false, nil
+	case len(absent.Evidence) == 0:
+		return present, true, nil
+	case mine && len(present.Evidence) > 0:
+		return present, false, nil
+	}
+	absent.Evidence = append(absent.Evidence, present.Evidence...)
+	return absent, false, nil
 }
 
 func (a *urlRewrite) evidence(name, found string, data []byte) *stopgapv1.Evidence {
@@ -329,17 +404,11 @@ func (a *urlRewrite) Verify(ctx context.Context) (Finding, error) {
 	if err != nil {
 		return Finding{}, err
 	}
-	home := placement{}
-	switch {
-	case a.chosen != nil:
-		home = *a.chosen
-	default:
-		if home, err = a.at(apps, nil); err != nil {
-			return Finding{}, err
-		}
+	if a.chosen == nil {
+		return a.verifyAsFound(ctx, apps)
 	}
 	out := Finding{}
-	for _, s := range home.spots {
+	for _, s := range a.chosen.spots {
 		data, name, err := a.p.disk.ConfigFile(s.dir, s.file)
 		if errors.Is(err, fs.ErrNotExist) {
 			return out, failf("not-in-place", "%s is not there", name)
@@ -365,16 +434,46 @@ func (a *urlRewrite) Verify(ctx context.Context) (Finding, error) {
 			}
 		}
 	}
-	cover := a.judge(a.p.diskModel(), effect.Ours)
-	if out.Standing != InPlace {
-		cover = a.judge(a.p.diskModel(), effect.Foreign)
+	return out, a.verifyEffect(&out, effect.Ours)
+}
+
+// verifyAsFound is Verify for rules that Plan left as they were: ours, wherever they are, or somebody else's.
+func (a *urlRewrite) verifyAsFound(ctx context.Context, apps []*iisconfig.App) (Finding, error) {
+	if a.foreign {
+		out := Finding{Standing: Foreign, Detail: "rules of other names do the same; found, not ours"}
+		return out, a.verifyEffect(&out, effect.Foreign)
 	}
+	home, err := a.at(apps, nil)
+	if err != nil {
+		return Finding{}, err
+	}
+	refs := union(home.refs(), a.held())
+	out, _, err := a.inspect(refs, home)
+	if err != nil || out.Standing != InPlace {
+		return out, err
+	}
+	for _, ref := range refs {
+		f, err := a.p.load(ref)
+		if err != nil || f.asked || f.disk == nil {
+			continue
+		}
+		if err := a.p.askIIS(ctx, f.dir); err != nil { // a crash came between writing and asking
+			return out, failf("config-refused", "%v", err)
+		}
+		f.asked = true
+	}
+	return out, a.verifyEffect(&out, effect.Ours)
+}
+
+// verifyEffect adds to a finding where the rules are in effect. Rules that are so nowhere are an error.
+func (a *urlRewrite) verifyEffect(out *Finding, match effect.Match) error {
+	cover := a.judge(a.p.diskModel(), match)
 	out.Evidence = append(out.Evidence, cover.evidence(a.ref.Action)...)
-	out.Gaps = texts(cover.gaps())
-	if out.Standing == InPlace && cover.ok() == 0 {
-		return out, failf("no-effect", "in place and in effect nowhere: %s", reasons(cover.checks))
+	out.Gaps = a.gaps(cover)
+	if out.OK() && cover.ok() == 0 {
+		return failf("no-effect", "in place and in effect nowhere: %s", reasons(cover.checks))
 	}
-	return out, nil
+	return nil
 }
 
 // Revert implements Action.
@@ -427,14 +526,4 @@ func (a *urlRewrite) VerifyReverted(_ context.Context, prior Prior) (string, err
 		}
 	}
 	return "", nil
-}
-
-// below reports whether a path of the same site is one of several or lies below one.
-func below(path string, of []string) bool {
-	for _, o := range of {
-		if !strings.EqualFold(path, o) && iisconfig.IsBelow(path, o) {
-			return true
-		}
-	}
-	return false
 }

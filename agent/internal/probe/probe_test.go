@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 )
 
@@ -45,7 +46,7 @@ func TestWhatComesBackIsJudgedAsTheDocumentSays(t *testing.T) {
 	}))
 	t.Cleanup(srv.Close)
 	pr := Prober{Find: func(context.Context) (FrontEnd, error) { return FrontEnd{srv.URL, "mail.contoso.com"}, nil },
-		Inactive: func(c string) bool { return c == "OwaProxy" }, Within: 5 * time.Second, Pause: time.Millisecond}
+		Inactive: func(c string) bool { return c == "OwaProxy" }, Within: patience.For(5 * time.Second), Pause: time.Millisecond}
 	for _, c := range []struct {
 		p           *stopgapv1.Probe
 		ok, skipped bool

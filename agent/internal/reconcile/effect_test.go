@@ -207,7 +207,7 @@ func TestAnotherTeamsApplicationDecidesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU14, Host: "EX01"})
-			g.edit(appHost, `<application path="/ecp" `, `<application path="/helpdesk" applicationPool="DefaultAppPool"><virtualDirectory path="/" physicalPath="C:\inetpub\helpdesk" /></application><application path="/ecp" `)
+			g.edit(appHost, `<application path="/mapi" `, `<application path="/helpdesk" applicationPool="DefaultAppPool"><virtualDirectory path="/" physicalPath="C:\inetpub\helpdesk" /></application><application path="/mapi" `)
 			g.write("C/inetpub/helpdesk/web.config", file)
 			before := g.snapshot()
 			g.publish("M1")
@@ -312,4 +312,27 @@ func TestWhatItsOwnProbeContradictsIsNeverApplied(t *testing.T) {
 		t.Errorf("health %v", codes)
 	}
 	g.withdraw(before)
+}
+
+func TestALockThatComesLaterDoesNotLeaveTheSiteDownBecauseOfUs(t *testing.T) {
+	t.Parallel()
+	g := newRig(t, e2elab.Spec{Template: e2elab.Exchange2019CU14, Host: "EX01"})
+	g.publish("M1")
+	g.pass()
+	g.expect("M1", applied, "applied")
+	lock := `<location path="Default Web Site" overrideMode="Deny"><system.webServer><rewrite><rules /></rewrite></system.webServer></location></configuration>`
+	g.edit(appHost, "</configuration>", lock)
+	g.pass()
+	g.expect("M1", failed, "config-locked")
+	if strings.Contains(g.read(wwwroot), "Stopgap") {
+		t.Error("the section that IIS refuses is still there")
+	}
+	if r := g.outcome("M1").GetReason(); !strings.Contains(r, "removed") || !strings.Contains(r, "overrideMode") {
+		t.Errorf("the reason does not say what happened: %s", r)
+	}
+	g.pass()
+	g.expect("M1", failed, "config-locked")
+	g.edit(appHost, lock, "</configuration>")
+	g.pass()
+	g.expect("M1", applied, "applied")
 }

@@ -37,50 +37,75 @@ func (p *pass) wantsHealthManagerHeld() bool {
 	return false
 }
 
+// holdTries is how often the services of the health manager are looked at until both are found stopped. Two rounds are enough unless
+// something else starts them too.
+const holdTries = 5
+
 // holdHealthManager stops what is not yet stopped. A health manager that an administrator disabled before is theirs.
+//
+// The two services start each other, and there is a moment in which one is stopped and the other is not: what was stopped first may run
+// again when the second is stopped. So it looks again until a round finds both as they should be.
 func (p *pass) holdHealthManager(ctx context.Context) error {
+	held := map[host.Ref]*journal.Change{} // what was recorded here, with the state before the first round
+	found := ""
+	for range holdTries {
+		var err error
+		if found, err = p.holdOnce(ctx, held); err != nil || found == "" {
+			return err
+		}
+	}
+	return fmt.Errorf("the Exchange Health Manager can't be held, its services run again as soon as they are stopped: %s", found)
+}
+
+// holdOnce stops what is not stopped. It says what it found so, "" for nothing.
+func (p *pass) holdOnce(ctx context.Context, held map[host.Ref]*journal.Change) (found string, err error) {
 	for _, name := range host.HealthManager {
 		ref := host.Ref{Mitigation: healthManager, Action: name}
 		spec := healthManagerAction(name)
 		a, err := p.host.Action(ref, spec, nil)
 		if err != nil {
-			return err
+			return found, err
 		}
 		plan, err := a.Plan(ctx)
 		if err != nil {
-			return err
+			return found, err
 		}
-		rec := p.record(ref)
+		rec := held[ref]
+		if rec == nil {
+			rec = p.record(ref)
+		}
 		if plan.Now.OK() && (rec == nil || rec.Phase == journal.Applied) {
 			continue
 		}
 		c, err := journal.NewChange(ref, spec, plan.Prior)
 		if err != nil {
-			return err
+			return found, err
 		}
 		c.Since, c.Build = p.now, p.facts.GetExchangeBuild()
 		if rec != nil {
 			c.Since, c.Prior = rec.Since, rec.Prior
 		}
 		if err := p.r.cfg.Journal.Put([]journal.Change{c}); err != nil {
-			return err
+			return found, err
 		}
+		found, held[ref] = name+": "+plan.Now.Detail, &c
 		if err := a.Apply(ctx); err != nil {
-			return err
+			return found, err
 		}
 		f, err := a.Verify(ctx)
 		if err != nil {
-			return err
+			return found, err
 		}
 		if !f.OK() {
-			return fmt.Errorf("the Exchange Health Manager can't be held: %s", f.Detail)
+			found = name + ": " + f.Detail
+			continue // it was started again meanwhile
 		}
 		c.Phase = journal.Applied
 		if err := p.r.cfg.Journal.Put([]journal.Change{c}); err != nil {
-			return err
+			return found, err
 		}
 	}
-	return nil
+	return found, nil
 }
 
 // balanceHealthManager holds it or lets it go, by what the journal says is in force now.

@@ -48,6 +48,7 @@ func (p *pass) outcome(w *work) *stopgapv1.Outcome {
 		}
 		partly(w, o)
 		p.probedOutcome(w, old, o)
+		p.witnessed(w, old, o)
 		p.contradict(w, o)
 		if len(o.Evidence) == 0 {
 			o.Evidence = []*stopgapv1.Evidence{{Subject: "document", Found: "changes nothing; received, checked and decided on", Sha256: w.SHA256}}

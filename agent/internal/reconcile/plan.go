@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -51,6 +52,11 @@ func (p *pass) plan(ctx context.Context, w *work) {
 	if w.Want == Apply {
 		keep = w.Revision
 		p.planApply(ctx, w)
+		var he *host.Error
+		if errors.As(w.failed, &he) && he.TakeOff {
+			w.Decision = w.say(stopgapv1.OutcomeState_OUTCOME_STATE_FAILED, he.Code, "%s; they were removed, so that IIS answers again", he)
+			w.Want, w.failed, keep = Remove, nil, 0
+		}
 	}
 	if w.failed != nil {
 		return

@@ -32,8 +32,8 @@ type probed struct {
 	unproven string // what was not shown
 	// contradicted is what got through although the configuration says that it is refused.
 	contradicted string
-	kept     string // why it stays although a health probe fails
-	evidence []*stopgapv1.Evidence
+	kept         string // why it stays although a health probe fails
+	evidence     []*stopgapv1.Evidence
 }
 
 // codeProbeFailed is the code of a REVERTED by a failed probe, and of an APPLIED that stays in spite of one.

@@ -85,6 +85,7 @@ type Reconciler struct {
 	build     string // as last seen, and since when
 	since     time.Time
 	watchKick chan struct{}
+	witness   witness
 
 	stateMu sync.Mutex
 	facts   *stopgapv1.Facts
@@ -284,6 +285,7 @@ func (p *pass) carry(ctx context.Context, decisions []Decision) error {
 	if err := ctx.Err(); err != nil {
 		return err // stopped half way: nothing failed, and the next start finishes it by the journal
 	}
+	p.ask(ctx)
 	return p.finish(ctx)
 }
 

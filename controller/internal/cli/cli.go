@@ -50,8 +50,9 @@ func root() *cobra.Command {
 	f.StringVar(&o.credentials, "credentials", os.Getenv("STOPGAP_CREDENTIALS"), "directory of ca.pem, cert.pem, key.pem (or STOPGAP_CREDENTIALS)")
 	f.StringVar(&o.serverName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
 	f.VarP(&o.format, "output", "o", "table, json, csv or yaml")
-	c.AddCommand(mitigations(o), rewrite(), simulation(o), keys(), policies(), sign(), bundles(), publish(o), release(o), hold(o), revert(o),
-		agents(o), tokens(o), outcomes(o), watch(o), recheck(o), auditLog(o), rolloutCmd(o), strategyCmd(o), fleetCmd(o), blockCmd(o), unblockCmd(o))
+	c.AddCommand(mitigations(o), rewrite(o), simulation(o), keys(), policies(), sign(), bundles(), publish(o), release(o), hold(o), revert(o),
+		agents(o), tokens(o), outcomes(o), watch(o), recheck(o), auditLog(o), rolloutCmd(o), strategyCmd(o), fleetCmd(o), blockCmd(o),
+		unblockCmd(o))
 	return c
 }
 

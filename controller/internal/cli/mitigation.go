@@ -92,8 +92,17 @@ func mitigations(o *options) *cobra.Command {
 func lint() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lint FILE...",
-		Short: "Check mitigation documents and fixed-builds tables; no controller needed",
-		Args:  cobra.MinimumNArgs(1),
+		Short: "Check mitigation documents and fixed-builds tables, and what their rules would do on a standard Exchange server; no controller needed",
+		Long: `Checks mitigation documents and fixed-builds tables; names of the built-in catalogue, or "catalogue", may stand among the files.
+
+A document that can't be read is refused, with line and column. Of one that can, lint evaluates the rules on the model of a
+standard Exchange server, with the document's effect probes, the published attack requests for its CVEs, and requests that
+clients send every day.
+
+An error is a document that does harm, or nothing: it stops legitimate requests, sets a server variable that is not allowed,
+has a rule that can never match where it is, or stops none of the attack requests of a CVE, or not its own effect probe. The
+exit status is then 1. A warning is for the reviewer; the exit status stays 0.`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files, err := readFiles(args)
 			if err != nil {
@@ -102,6 +111,7 @@ func lint() *cobra.Command {
 			if err := lintFiles(files); err != nil {
 				return err
 			}
+			var bad []string
 			for _, f := range files {
 				if mitigation.IsFixedBuilds(f.data) {
 					fmt.Fprintf(cmd.OutOrStdout(), "%s: fine\n", f.name)
@@ -111,11 +121,19 @@ func lint() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				for _, w := range mitigation.Warnings(d) {
+				found := mitigation.Lint(d)
+				for _, w := range found {
 					w.File = f.name
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s (warning)\n", clirun.Printable(w.String()))
+					fmt.Fprintln(cmd.ErrOrStderr(), clirun.Printable(w.String()))
+				}
+				if len(mitigation.Severe(found)) > 0 {
+					bad = append(bad, f.name)
+					continue
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: fine: %s\n", f.name, d.Ref())
+			}
+			if len(bad) > 0 {
+				return fmt.Errorf("not to be signed as written: %s", strings.Join(bad, ", "))
 			}
 			return nil
 		},

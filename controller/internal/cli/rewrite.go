@@ -16,14 +16,14 @@ import (
 	"github.com/stopgap-em/stopgap/shared/xmldoc"
 )
 
-func rewrite() *cobra.Command {
+func rewrite(o *options) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rewrite",
 		Short: "Evaluate and check IIS URL Rewrite configuration; no controller needed",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(rewriteEval(), rewriteCheck())
+	c.AddCommand(rewriteEval(), rewriteCheck(), rewriteExplain(o))
 	return c
 }
 

@@ -407,6 +407,9 @@ func sign() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if k.Weak() {
+					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s is poorly protected (a program for tests wrote it): replace the key\n", f)
+				}
 				if lines, err = d.Sign(k); err != nil {
 					return fmt.Errorf("%s: %w", f, err)
 				}

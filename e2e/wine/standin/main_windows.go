@@ -148,7 +148,7 @@ func appcmd(dir string, args []string) int {
 	case "set config", "clear config":
 		return setAutoStart(config, data, args)
 	case "list config":
-		return listConfig(dir, srv, args[2])
+		return listConfig(dir, srv, args[2:])
 	}
 	fmt.Println("ERROR ( message:Unknown command. )")
 	return 87
@@ -182,8 +182,15 @@ func setAutoStart(config string, data []byte, args []string) int {
 	return 0
 }
 
-// listConfig refuses an application whose web.config is malformed, or that the file "refuse" names.
-func listConfig(dir string, srv *iisconfig.Server, name string) int {
+// listConfig refuses an application whose web.config is malformed, or that the file "refuse" names, and lists the merged view of
+// a rewrite section of any other.
+func listConfig(dir string, srv *iisconfig.Server, args []string) int {
+	name := args[0]
+	if len(args) != 4 || args[2] != "/config:*" || args[3] != "/xml" {
+		fmt.Println("ERROR ( message:bad arguments:", args, ")")
+		return 87
+	}
+	section := strings.TrimPrefix(args[1], "-section:system.webServer/rewrite/")
 	if raw, err := os.ReadFile(filepath.Join(dir, "refuse")); err == nil && strings.TrimSpace(string(raw)) == name {
 		fmt.Println("ERROR ( message:Configuration error: There is a duplicate 'system.webServer/rewrite' section defined )")
 		return 183
@@ -198,16 +205,16 @@ func listConfig(dir string, srv *iisconfig.Server, name string) int {
 		return 2
 	}
 	raw, err := os.ReadFile(filepath.Join(p, "web.config"))
-	if err != nil {
-		return 0
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 5
 	}
 	d := xml.NewDecoder(strings.NewReader(strings.TrimPrefix(string(raw), "\ufeff")))
-	for {
-		if _, err := d.Token(); errors.Is(err, io.EOF) {
-			return 0
-		} else if err != nil {
+	for err == nil {
+		if _, err = d.Token(); err != nil && !errors.Is(err, io.EOF) {
 			fmt.Println("ERROR ( message:Configuration file is not well-formed XML )")
 			return 13
 		}
 	}
+	list(dir, s, "/"+path, section)
+	return 0
 }

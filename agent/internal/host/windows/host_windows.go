@@ -46,6 +46,10 @@ const (
 	poolWithin    = 2 * time.Minute
 	poolPoll      = 500 * time.Millisecond
 	appcmdTimeout = time.Minute
+	// appcmdPipes is how long appcmd's output is read after it ended.
+	appcmdPipes = 5 * time.Second
+	// crashed is the first exit code that Windows gives to a program that crashed (an NTSTATUS of severity error).
+	crashed = 0xC0000000
 	// How long a service may take: for a step, and altogether.
 	servicePatience = 20 * time.Second
 	serviceLimit    = 3 * time.Minute
@@ -74,15 +78,24 @@ func (h *Host) appcmd(ctx context.Context, args ...string) (string, int, error) 
 	ctx, cancel := context.WithTimeout(ctx, appcmdTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(h.inetsrv, "appcmd.exe"), args...)
-	out, err := cmd.CombinedOutput()
+	cmd.WaitDelay = appcmdPipes
+	var out boundedOutput
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	code := 0
 	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return string(out), exit.ExitCode(), ctx.Err()
-	}
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return out.text.String(), 0, fmt.Errorf("appcmd: %w", ctx.Err())
+	case errors.As(err, &exit):
+		code = exit.ExitCode()
+	case err != nil:
 		return "", 0, fmt.Errorf("appcmd: %w", err)
 	}
-	return string(out), 0, nil
+	if out.cut {
+		return "", 0, fmt.Errorf("appcmd: it prints more than %d bytes", maxOutput)
+	}
+	return out.text.String(), code, nil
 }
 
 func (h *Host) server(ctx context.Context) (*iisconfig.Server, error) {
@@ -190,6 +203,9 @@ func (h *Host) Effective(ctx context.Context, app, section string) ([]byte, erro
 	out, code, err := h.appcmd(ctx, "list", "config", app, "-section:system.webServer/rewrite/"+section, "/config:*", "/xml")
 	if err != nil {
 		return nil, err
+	}
+	if strings.TrimSpace(out) == "" && code != 0 || code < 0 || code >= crashed {
+		return nil, fmt.Errorf("appcmd: it ended with exit code %#x and printed %q", uint32(code), cut(out))
 	}
 	if code != 0 {
 		return nil, &host.IISError{Text: fmt.Sprintf("IIS can't read %s of %s: exit code %d, %q", section, app, code, cut(out))}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/shared/iisconfig"
 )
 
@@ -54,7 +55,7 @@ func (f *fakeIIS) config(context.Context) (*iisconfig.Server, error) {
 }
 
 func (f *fakeIIS) pools() pools {
-	return pools{appcmd: f.appcmd, config: f.config, within: 50 * time.Millisecond, poll: time.Millisecond}
+	return pools{appcmd: f.appcmd, config: f.config, within: patience.For(50 * time.Millisecond), poll: time.Millisecond}
 }
 
 func TestAPoolIsStoppedAndAnAbsentAttributeIsAbsentAgain(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 )
 
 // memory is a file system whose Replace does what a script says.
@@ -106,13 +107,13 @@ func (m *memory) Replace(target, with, backup string) error {
 const target = `C:\inetpub\wwwroot\web.config`
 
 func newReplacer(m *memory) replacer {
-	return replacer{fs: m, within: 200 * time.Millisecond, pause: time.Millisecond}
+	return replacer{fs: m, within: patience.For(200 * time.Millisecond), pause: time.Millisecond}
 }
 
 func TestAFileIsReplacedWhateverWindowsAnswers(t *testing.T) {
 	t.Parallel()
 	always := func(e syscall.Errno) []error {
-		out := make([]error, 1000)
+		out := make([]error, 10_000) // more than there are tries
 		for i := range out {
 			out[i] = e
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stopgap-em/stopgap/agent/internal/host"
+	"github.com/stopgap-em/stopgap/e2e/patience"
 )
 
 // fakeService counts down: it is pending for that many looks.
@@ -90,7 +91,7 @@ func (f *fakeSCM) direct(name string) ([]string, error) {
 }
 
 func quick(f *fakeSCM) services {
-	return services{scm: f, patience: 50 * time.Millisecond, limit: 5 * time.Second, poll: time.Millisecond}
+	return services{scm: f, patience: patience.For(50 * time.Millisecond), limit: patience.For(5 * time.Second), poll: time.Millisecond}
 }
 
 func running(deps ...string) *fakeService {

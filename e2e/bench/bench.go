@@ -1,20 +1,19 @@
-// Command bench measures a controller under a fleet of light agents: they speak the real protocol, each over its own mutual
+// Package bench measures a controller under a fleet of light agents: they speak the real protocol, each over its own mutual
 // TLS connection from its own loopback address, and do nothing else. The controller runs in a process of its own. The floor,
 // the same bytes to the same number of plain TLS connections and a 50-byte answer back, is measured in the same run.
 //
 // It prints JSON on standard output and progress on standard error. It measures; it asserts nothing. `make bench` runs it.
-package main
+package bench
 
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
-	"os/signal"
+	"io"
 	"runtime/debug"
-	"syscall"
 	"time"
+
+	"github.com/stopgap-em/stopgap/e2e/patience"
 )
 
 // Result is what is printed. Durations are in milliseconds.
@@ -45,34 +44,42 @@ type Result struct {
 	TimesFloor    float64   `json:"publish_to_last_outcome_recorded_x_floor"`
 }
 
-func main() {
-	agents := flag.Int("agents", 2000, "number of agents; the open-file limit bounds it")
-	rounds := flag.Int("rounds", 5, "broadcasts measured")
-	dir := flag.String("dir", ".bench", "directory for what the run makes; removed first")
-	mode := flag.String("mode", "", "internal: controller, floor")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	var err error
-	switch *mode {
-	case "controller":
-		err = controllerChild(ctx, *dir)
-	case "floor":
-		err = floorChild(ctx, *dir, *agents)
+// Config is one run.
+type Config struct {
+	// Agents is their number; the open-file limit bounds it.
+	Agents int
+	// Rounds is the number of broadcasts measured.
+	Rounds int
+	// Dir is for what the run makes; it is removed first.
+	Dir string
+	// Mode is empty, or what a child of a run is: "controller" or "floor".
+	Mode string
+}
+
+// limit bounds a run on an idle machine.
+const limit = 10 * time.Minute
+
+// Run measures, and prints a Result to w. The program that calls it must call it again for a child: Run starts the program itself with
+// the flags -mode, -dir and -agents.
+func Run(ctx context.Context, c Config, w io.Writer) error {
+	switch c.Mode {
+	case "":
+	case modeController:
+		return controllerChild(ctx, c.Dir)
+	case modeFloor:
+		return floorChild(ctx, c.Dir, c.Agents)
 	default:
-		// The light agents share the machine with what is measured: let their garbage wait.
-		debug.SetGCPercent(400)
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-		defer cancel()
-		var r *Result
-		if r, err = measure(ctx, *dir, *agents, *rounds); err == nil {
-			e := json.NewEncoder(os.Stdout)
-			e.SetIndent("", "  ")
-			err = e.Encode(r)
-		}
+		return fmt.Errorf("no mode %q", c.Mode)
 	}
+	// The light agents share the machine with what is measured: let their garbage wait.
+	debug.SetGCPercent(400)
+	ctx, cancel := context.WithTimeout(ctx, patience.For(limit))
+	defer cancel()
+	r, err := measure(ctx, c.Dir, c.Agents, c.Rounds)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+		return err
 	}
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
 }
