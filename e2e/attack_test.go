@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
@@ -26,6 +27,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/pages"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -71,12 +73,12 @@ func (n *node) says(text string) {
 func (r *rig) audited(action string, texts ...string) {
 	r.t.Helper()
 	r.eventually(func() error {
-		resp, err := r.fleet.ListAudit(r.t.Context(), &stopgapv1.ListAuditRequest{})
+		resp, err := r.fleet.ListAudit(r.t.Context(), &stopgapv1.ListAuditRequest{PageSize: pages.Size})
 		if err != nil {
 			return err
 		}
 		if !resp.GetChainHolds() {
-			r.t.Fatalf("the audit log's chain breaks at %d", resp.GetBrokenAt())
+			r.t.Fatalf("the audit log's chain breaks at %d", resp.GetBrokenAtSequence())
 		}
 	entries:
 		for _, e := range resp.GetEntries() {
@@ -251,7 +253,7 @@ func TestWhatAnAgentRefusesIsInTheAuditLogOfTheControllerAndInTheFleetView(t *te
 	r.audited("policy-refused", n.id, "timestamp 77", "not enough signatures")
 	r.eventually(func() error {
 		a, err := r.get(n)
-		if err == nil && !strings.Contains(a.GetAgent().GetRefusedError(), "not enough signatures") {
+		if err == nil && !strings.Contains(a.GetAgent().GetRefusedUpdate().GetError(), "not enough signatures") {
 			err = errors.New("the operators don't see it")
 		}
 		return err
@@ -388,7 +390,7 @@ func TestATokenIsGoodForItsUsesItsTimeAndItsFleet(t *testing.T) {
 	if err != nil || len(l.GetTokens()) != 1 {
 		t.Fatalf("%v %v", l, err)
 	}
-	if _, err := r.fleet.RevokeToken(t.Context(), &stopgapv1.RevokeTokenRequest{Id: l.GetTokens()[0].GetId()}); err != nil {
+	if _, err := r.fleet.RevokeToken(t.Context(), &stopgapv1.RevokeTokenRequest{TokenId: l.GetTokens()[0].GetId()}); err != nil {
 		t.Fatal(err)
 	}
 	if err := enrol(back, "C"); status.Code(err) != codes.PermissionDenied {
@@ -427,7 +429,7 @@ func TestATokenIsGoodForItsUsesItsTimeAndItsFleet(t *testing.T) {
 	if _, err := soc.Send(t.Context(), r.fleet, files); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a root with holes was published: %v", err)
 	}
-	if _, err := r.fleet.CreateToken(t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 1, Uses: 1}); status.Code(err) != codes.InvalidArgument {
+	if _, err := r.fleet.CreateToken(t.Context(), &stopgapv1.CreateTokenRequest{Ttl: durationpb.New(time.Second), Uses: 1}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a token of a second: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/controller"
@@ -24,6 +25,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
+	"github.com/stopgap-em/stopgap/shared/pages"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 )
 
@@ -271,11 +273,11 @@ func (n *node) asBefore() {
 // token makes an enrolment token.
 func (r *rig) token(uses uint32, labels map[string]string) string {
 	r.t.Helper()
-	resp, err := r.fleet.CreateToken(r.t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 3600, Uses: uses, Labels: labels})
+	resp, err := r.fleet.CreateToken(r.t.Context(), &stopgapv1.CreateTokenRequest{Ttl: durationpb.New(time.Hour), Uses: uses, Labels: labels})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return resp.GetToken()
+	return resp.GetTokenSecret()
 }
 
 // catalogue gives files of the catalogue by id; fixed-builds always among them.
@@ -330,7 +332,7 @@ func (r *rig) withdraw(ids ...string) {
 }
 
 func (r *rig) get(n *node) (*stopgapv1.GetAgentResponse, error) {
-	return r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Id: n.id})
+	return r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Agent: n.id})
 }
 
 // eventually waits for a condition.
@@ -398,18 +400,18 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 	defer cancel()
 	// The newest outcome of all is the newest of its server and mitigation: the history is read up to that one.
 	newest := map[string]bool{}
-	list, err := r.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{})
-	for err == nil {
-		var m *stopgapv1.ListOutcomesResponse
-		if m, err = list.Recv(); err == nil {
-			newest[outcomeKey(m.GetRecord())] = true
+	err := pages.Each(func(token string) (string, error) {
+		l, err := r.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{PageSize: pages.Size, PageToken: token})
+		for _, rec := range l.GetOutcomes() {
+			newest[outcomeKey(rec)] = true
 		}
-	}
-	if !errors.Is(err, io.EOF) {
+		return l.GetNextPageToken(), err
+	})
+	if err != nil {
 		r.t.Fatal(err)
 	}
 	// Revision 1 is the first there is; what it recorded, if anything, is no outcome in these tests.
-	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterRevision: 1})
+	st, err := r.fleet.Watch(ctx, &stopgapv1.WatchRequest{AfterStoreRevision: 1})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -436,7 +438,7 @@ func (r *rig) history() []*stopgapv1.OutcomeRecord {
 }
 
 func outcomeKey(r *stopgapv1.OutcomeRecord) string {
-	return fmt.Sprint(r.GetAgentId(), r.GetEpoch(), r.GetSequence())
+	return fmt.Sprint(r.GetAgentId(), r.GetJournalEpoch(), r.GetJournalSequence())
 }
 
 // proxy is a TCP proxy that a test can make worse.

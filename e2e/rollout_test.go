@@ -1,28 +1,31 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/agent"
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/procs"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/pages"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 )
 
 // quick is a canary for tests: the same waves, and shorter times.
-func quick() string {
-	return fmt.Sprintf(`{"name":"quick","onHalt":"revert","maxFailures":{},"silence":"%[1]s","waves":[
-  {"count":1,"prove":true,"minHealthyTime":"300ms","healthyDeadline":"%[2]s"},
-  {"percent":50,"prove":true,"minHealthyTime":"300ms","healthyDeadline":"%[2]s"},
-  {"maxInFlight":2,"minHealthyTime":"100ms","healthyDeadline":"%[2]s"}]}`, patience.For(3*time.Second), patience.For(25*time.Second))
+func quick() *stopgapv1.Strategy {
+	second := func(n float64) *durationpb.Duration { return durationpb.New(time.Duration(n * float64(time.Second))) }
+	ready := durationpb.New(patience.For(25 * time.Second))
+	return &stopgapv1.Strategy{Name: "quick", OnHalt: stopgapv1.OnHalt_ON_HALT_REVERT, Silence: durationpb.New(patience.For(3 * time.Second)),
+		Waves: []*stopgapv1.Wave{{Count: 1, Prove: true, MinHealthyTime: second(0.3), HealthyDeadline: ready},
+			{Percent: 50, Prove: true, MinHealthyTime: second(0.3), HealthyDeadline: ready},
+			{MaxInFlight: 2, MinHealthyTime: second(0.1), HealthyDeadline: ready}}}
 }
 
 // document is a rewrite rule for OWA with an effect probe and a health probe. A rule that aborts everything breaks the health probe.
@@ -59,9 +62,9 @@ const (
 	badRule  = "^/owa" // the attack, and everything else of OWA
 )
 
-func (r *rig) strategy(json string) {
+func (r *rig) strategy(s *stopgapv1.Strategy) {
 	r.t.Helper()
-	if _, err := r.fleet.SetStrategy(r.t.Context(), &stopgapv1.SetStrategyRequest{StrategyJson: json}); err != nil {
+	if _, err := r.fleet.CreateStrategy(r.t.Context(), &stopgapv1.CreateStrategyRequest{Strategy: s}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -69,7 +72,7 @@ func (r *rig) strategy(json string) {
 // publishBy publishes documents with a strategy, and gives the id of the newest rollout.
 func (r *rig) publishBy(strategy string, files ...policydir.File) string {
 	r.t.Helper()
-	if _, err := r.fleet.SetStrategy(r.t.Context(), &stopgapv1.SetStrategyRequest{MakeDefault: strategy}); err != nil {
+	if _, err := r.fleet.SetDefaultStrategy(r.t.Context(), &stopgapv1.SetDefaultStrategyRequest{Name: strategy}); err != nil {
 		r.t.Fatal(err)
 	}
 	r.publish(files...)
@@ -80,25 +83,31 @@ func (r *rig) publishBy(strategy string, files ...policydir.File) string {
 	return l.GetRollouts()[0].GetId()
 }
 
-func (r *rig) phase(id, want, reason string) *stopgapv1.GetRolloutResponse {
+// phase waits until a rollout is in a phase, and gives its servers then.
+func (r *rig) phase(id, want, reason string) []*stopgapv1.RolloutMember {
 	r.t.Helper()
-	var got *stopgapv1.GetRolloutResponse
+	var members []*stopgapv1.RolloutMember
 	r.eventually(func() error {
-		var err error
-		if got, err = r.fleet.GetRollout(r.t.Context(), &stopgapv1.GetRolloutRequest{Id: id}); err != nil {
+		got, err := r.fleet.GetRollout(r.t.Context(), &stopgapv1.GetRolloutRequest{RolloutId: id})
+		if err != nil {
 			return err
 		}
-		if x := got.GetRollout(); x.GetPhase() != want || !strings.Contains(x.GetReason(), reason) {
-			return fmt.Errorf("%s is %s: %s, want %s %q; %v", id, x.GetPhase(), x.GetReason(), want, reason, got.GetMembers())
+		all, err := r.fleet.ListRolloutMembers(r.t.Context(), &stopgapv1.ListRolloutMembersRequest{RolloutId: id, PageSize: pages.Size})
+		if err != nil {
+			return err
+		}
+		members = all.GetMembers()
+		if x := got.GetRollout(); x.GetPhase().String() != "ROLLOUT_PHASE_"+want || !strings.Contains(x.GetReason(), reason) {
+			return fmt.Errorf("%s is %s: %s, want %s %q; %v", id, x.GetPhase(), x.GetReason(), want, reason, members)
 		}
 		return nil
 	})
-	return got
+	return members
 }
 
-func (r *rig) act(id, verb, reason string) {
+func (r *rig) must(err error) {
 	r.t.Helper()
-	if _, err := r.fleet.ActOnRollout(r.t.Context(), &stopgapv1.ActOnRolloutRequest{Id: id, Verb: verb, Reason: reason}); err != nil {
+	if err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -156,16 +165,16 @@ func TestABadMitigationStopsAtTheFirstServerWhichHealsItself(t *testing.T) {
 	id := r.publishBy("quick", document("M9", 1, badRule, revertOn))
 	got := r.phase(id, "REVERTED", "1 of 5 servers failed, tolerated: 0")
 	tried := 0
-	for _, m := range got.GetMembers() {
-		if m.GetState() != "waiting" {
+	for _, m := range got {
+		if m.GetState() != stopgapv1.MemberState_MEMBER_STATE_WAITING {
 			tried++
-			if m.GetState() != "failed" || !strings.Contains(m.GetReason(), "health GET /owa/healthcheck.htm") {
-				t.Errorf("%s is %s: %s", m.GetName(), m.GetState(), m.GetReason())
+			if m.GetState() != stopgapv1.MemberState_MEMBER_STATE_FAILED || !strings.Contains(m.GetReason(), "health GET /owa/healthcheck.htm") {
+				t.Errorf("%s is %s: %s", m.GetAgentName(), m.GetState(), m.GetReason())
 			}
 		}
 	}
 	if tried != 1 {
-		t.Errorf("%d servers were tried: %v", tried, got.GetMembers())
+		t.Errorf("%d servers were tried: %v", tried, got)
 	}
 	for _, n := range nodes {
 		n.asBefore()
@@ -178,14 +187,14 @@ func TestABadMitigationStopsAtTheFirstServerWhichHealsItself(t *testing.T) {
 			t.Errorf("rollout show has no %q: %v\n%s", want, err, out)
 		}
 	}
-	for _, m := range got.GetMembers() {
-		out, err := r.screen("agents", "show", m.GetName())
+	for _, m := range got {
+		out, err := r.screen("agents", "show", m.GetAgentName())
 		want := "is taken back by rollout " + id
-		if m.GetState() == "waiting" {
+		if m.GetState() == stopgapv1.MemberState_MEMBER_STATE_WAITING {
 			want = "this server is in wave"
 		}
 		if err != nil || !strings.Contains(out, want) {
-			t.Errorf("agents show %s has no %q: %v\n%s", m.GetName(), want, err, out)
+			t.Errorf("agents show %s has no %q: %v\n%s", m.GetAgentName(), want, err, out)
 		}
 	}
 	// A better revision goes through, wave by wave, and every canary proved its effect.
@@ -215,7 +224,8 @@ func TestARolloutGoesOnWhereItWasWhenTheControllerComesBack(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	nodes := r.served(4)
-	r.strategy(`{"name":"asked","onHalt":"hold","maxFailures":{},"waves":[{"count":1,"minHealthyTime":"100ms"},{"count":1,"approval":true},{"approval":true}]}`)
+	r.strategy(&stopgapv1.Strategy{Name: "asked", OnHalt: stopgapv1.OnHalt_ON_HALT_HOLD, Waves: []*stopgapv1.Wave{
+		{Count: 1, MinHealthyTime: durationpb.New(100 * time.Millisecond)}, {Count: 1, Approval: true}, {Approval: true}}})
 	id := r.publishBy("asked", document("M9", 1, goodRule, revertOn))
 	r.phase(id, "WAITING_APPROVAL", "wave 2 waits for approval")
 	restart := func() {
@@ -230,23 +240,28 @@ func TestARolloutGoesOnWhereItWasWhenTheControllerComesBack(t *testing.T) {
 	if n := r.has(nodes, "M9"); n != 1 {
 		t.Fatalf("%d have it", n)
 	}
-	r.act(id, "approve", "")
+	_, err := r.fleet.ApproveRollout(t.Context(), &stopgapv1.ApproveRolloutRequest{RolloutId: id})
+	r.must(err)
 	r.phase(id, "WAITING_APPROVAL", "wave 3 waits for approval")
-	r.act(id, "pause", "lunch")
+	_, err = r.fleet.PauseRollout(t.Context(), &stopgapv1.PauseRolloutRequest{RolloutId: id, Reason: "lunch"})
+	r.must(err)
 	restart()
 	r.phase(id, "PAUSED", "lunch")
 	if n := r.has(nodes, "M9"); n != 2 {
 		t.Fatalf("%d have it", n)
 	}
-	r.act(id, "halt", "enough")
+	_, err = r.fleet.HaltRollout(t.Context(), &stopgapv1.HaltRolloutRequest{RolloutId: id, Reason: "enough"})
+	r.must(err)
 	restart()
 	r.phase(id, "HALTED", "enough")
-	r.act(id, "finish-now", "the exploit is in the wild")
+	_, err = r.fleet.FinishRollout(t.Context(), &stopgapv1.FinishRolloutRequest{RolloutId: id, Reason: "the exploit is in the wild"})
+	r.must(err)
 	r.phase(id, "COMPLETED", "4 done")
 	restart()
 	r.phase(id, "COMPLETED", "")
 	// Back from everybody, which signed policy permits while it is young.
-	r.act(id, "revert", "printing is broken")
+	_, err = r.fleet.RevertRollout(t.Context(), &stopgapv1.RevertRolloutRequest{RolloutId: id, Reason: "printing is broken"})
+	r.must(err)
 	r.phase(id, "REVERTED", "printing is broken")
 	for _, n := range nodes {
 		r.expect(n, "M9", "REVERTED", "controller-revert")
@@ -264,14 +279,12 @@ func TestSwitchesStopWhatIsNewAndRemoveNothing(t *testing.T) {
 	for _, n := range nodes {
 		r.expect(n, "M9", applied, "")
 	}
-	set := func(req *stopgapv1.SetSwitchRequest) {
-		t.Helper()
-		if _, err := r.fleet.SetSwitch(t.Context(), req); err != nil {
-			t.Fatal(err)
-		}
-	}
-	set(&stopgapv1.SetSwitchRequest{Off: true, Agent: nodes[0].name, Reason: "migration"})
-	set(&stopgapv1.SetSwitchRequest{Off: true, Mitigation: "M8", Reason: "breaks the add-in"})
+	everywhere := &stopgapv1.Scope{Kind: stopgapv1.ScopeKind_SCOPE_KIND_FLEET}
+	first := &stopgapv1.Scope{Kind: stopgapv1.ScopeKind_SCOPE_KIND_AGENT, Agent: nodes[0].name}
+	_, err := r.fleet.PauseFleet(t.Context(), &stopgapv1.PauseFleetRequest{Scope: first, Reason: "migration"})
+	r.must(err)
+	_, err = r.fleet.WithholdMitigation(t.Context(), &stopgapv1.WithholdMitigationRequest{MitigationId: "M8", Scope: everywhere, Reason: "breaks the add-in"})
+	r.must(err)
 	r.publish(document("M7", 1, "attack-M7", revertOn), document("M8", 1, "attack-M8", revertOn))
 	r.expect(nodes[1], "M7", applied, "")
 	r.expect(nodes[0], "M7", "PENDING", "not-released")
@@ -285,15 +298,17 @@ func TestSwitchesStopWhatIsNewAndRemoveNothing(t *testing.T) {
 	}
 	steps := ""
 	for _, x := range a.GetExplanations() {
-		if x.GetMitigation() == "M7" {
+		if x.GetMitigationId() == "M7" {
 			steps = strings.Join(x.GetSteps(), "\n")
 		}
 	}
 	if !strings.Contains(steps, "switched off for agent") || !strings.Contains(steps, "migration") || !strings.Contains(steps, "PENDING") {
 		t.Errorf("why: %s", steps)
 	}
-	set(&stopgapv1.SetSwitchRequest{Agent: nodes[0].name})
-	set(&stopgapv1.SetSwitchRequest{Mitigation: "M8"})
+	_, err = r.fleet.ResumeFleet(t.Context(), &stopgapv1.ResumeFleetRequest{Scope: first})
+	r.must(err)
+	_, err = r.fleet.AllowMitigation(t.Context(), &stopgapv1.AllowMitigationRequest{MitigationId: "M8", Scope: everywhere})
+	r.must(err)
 	for _, n := range nodes {
 		r.expect(n, "M7", applied, "")
 		r.expect(n, "M8", applied, "")
@@ -324,47 +339,30 @@ func TestTwoHundredServersGoWaveByWave(t *testing.T) {
 	}
 	// Only who is there when a wave begins is waited for.
 	r.eventually(func() error {
-		st, err := r.fleet.ListAgents(t.Context(), &stopgapv1.ListAgentsRequest{})
-		if err != nil {
-			return err
+		connected := &stopgapv1.AgentFilter{Presences: []stopgapv1.Presence{stopgapv1.Presence_PRESENCE_CONNECTED}}
+		l, err := r.fleet.ListAgents(t.Context(), &stopgapv1.ListAgentsRequest{Filter: connected, PageSize: 1})
+		if err == nil && l.GetTotalSize() != servers {
+			err = fmt.Errorf("%d are connected", l.GetTotalSize())
 		}
-		there := 0
-		for {
-			m, err := st.Recv()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return err
-			}
-			if m.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED {
-				there++
-			}
-		}
-		if there != servers {
-			return fmt.Errorf("%d are connected", there)
-		}
-		return nil
+		return err
 	})
-	r.strategy(`{"name":"big","onHalt":"hold","maxFailures":{},"waves":[{"count":1},{"percent":10,"minHealthyTime":"100ms"},{"maxInFlight":50,"minHealthyTime":"100ms"}]}`)
+	short := durationpb.New(100 * time.Millisecond)
+	r.strategy(&stopgapv1.Strategy{Name: "big", OnHalt: stopgapv1.OnHalt_ON_HALT_HOLD, Waves: []*stopgapv1.Wave{{Count: 1},
+		{Percent: 10, MinHealthyTime: short}, {MaxInFlight: 50, MinHealthyTime: short}}})
 	id := r.publishBy("big", catalogue(t, "PING1")...)
 	// On a loaded machine a stream may have been cut meanwhile: that server gets it when it is back.
 	r.phase(id, "COMPLETED", ", 0 failed,")
 	r.eventually(func() error {
-		st, err := r.fleet.ListOutcomes(t.Context(), &stopgapv1.ListOutcomesRequest{Mitigation: "PING1", States: []stopgapv1.OutcomeState{stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}})
-		if err != nil {
-			return err
-		}
+		done := &stopgapv1.OutcomeFilter{MitigationIds: []string{"PING1"}, States: []stopgapv1.OutcomeState{stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED}}
 		n := 0
-		for {
-			if _, err = st.Recv(); err != nil {
-				break
-			}
-			n++
+		err := pages.Each(func(token string) (string, error) {
+			l, err := r.fleet.ListOutcomes(t.Context(), &stopgapv1.ListOutcomesRequest{Filter: done, PageSize: 30, PageToken: token})
+			n += len(l.GetOutcomes())
+			return l.GetNextPageToken(), err
+		})
+		if err == nil && n != servers {
+			err = fmt.Errorf("on %d servers", n)
 		}
-		if n != servers || !errors.Is(err, io.EOF) {
-			return fmt.Errorf("on %d servers: %w", n, err)
-		}
-		return nil
+		return err
 	})
 }

@@ -244,7 +244,7 @@ func TestARestoredSnapshotOfAnAgentBeginsANewEpochAndReportsEverything(t *testin
 	r.warned(n, "journal-rolled-back")
 	r.eventually(func() error {
 		rec := r.expect(n, "PING1", applied, "")
-		if rec.GetEpoch() == first.GetEpoch() {
+		if rec.GetJournalEpoch() == first.GetJournalEpoch() {
 			return errors.New("still the old epoch")
 		}
 		return nil
@@ -379,7 +379,7 @@ func TestBadDocumentsAreRefusedByNameLineAndReasonAndNothingIsStored(t *testing.
 		t.Errorf("10 MiB: %v", err)
 	}
 	l, err := r.fleet.ListMitigations(t.Context(), &stopgapv1.ListMitigationsRequest{})
-	if err != nil || len(l.GetMitigations()) != 0 || l.GetPolicyVersion() != 1 {
+	if err != nil || len(l.GetMitigations()) != 0 || l.GetPolicy().GetPolicyVersion() != 1 {
 		t.Errorf("something was stored: %v %v", l, err)
 	}
 	r.publish(good...)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stopgap-em/stopgap/agent"
@@ -21,6 +22,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	"github.com/stopgap-em/stopgap/e2e/thief"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/pages"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/signkey"
 	"github.com/stopgap-em/stopgap/shared/transport"
@@ -119,7 +121,7 @@ func TestDrillAnAgentWasAwayForAYear(t *testing.T) {
 		}
 	}
 	r.publish(catalogue(t, "M2")...)
-	again, err := r.fleet.ReenrollAgent(t.Context(), &stopgapv1.ReenrollAgentRequest{Id: n.id, TtlSeconds: 600})
+	again, err := r.fleet.ReenrollAgent(t.Context(), &stopgapv1.ReenrollAgentRequest{Agent: n.id, Ttl: durationpb.New(10 * time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +131,7 @@ func TestDrillAnAgentWasAwayForAYear(t *testing.T) {
 	if n.exploited("CVE-2022-41040") {
 		t.Error("protection was lost while away")
 	}
-	id, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: again.GetToken(), Host: "lab:" + n.dir, Again: true})
+	id, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: again.GetTokenSecret(), Host: "lab:" + n.dir, Again: true})
 	if err != nil || id != n.id {
 		t.Fatalf("enrolled as %s (%v), want %s", id, err, n.id)
 	}
@@ -188,7 +190,7 @@ func TestAnExpiredPolicyAppliesNothingNewAndTakesNothingOff(t *testing.T) {
 	r.withdraw("M2")
 	r.expect(n, "M2", reverted, "withdrawn")
 	// M2 comes back, held by the controller, in a policy that ends soon.
-	if _, err := r.fleet.SetRelease(t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: "M1", Revision: 1, Release: stopgapv1.Release_RELEASE_HELD}); err != nil {
+	if _, err := r.fleet.HoldMitigation(t.Context(), &stopgapv1.HoldMitigationRequest{Mitigation: ref("M1")}); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.soc.Add(catalogue(t, "M2")...); err != nil {
@@ -200,7 +202,7 @@ func TestAnExpiredPolicyAppliesNothingNewAndTakesNothingOff(t *testing.T) {
 	}
 	r.publish()
 	r.warned(n, "policy-expired")
-	if _, err := r.fleet.SetRelease(t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: "M2", Revision: 1}); err != nil {
+	if _, err := r.fleet.ReleaseMitigation(t.Context(), &stopgapv1.ReleaseMitigationRequest{Mitigation: ref("M2")}); err != nil {
 		t.Fatal(err)
 	}
 	r.expect(n, "M2", "PENDING", "policy-expired")
@@ -222,12 +224,12 @@ func TestAnExpiredPolicyAppliesNothingNewAndTakesNothingOff(t *testing.T) {
 func (r *rig) publishHeld(id string) {
 	r.t.Helper()
 	r.publish()
-	if _, err := r.fleet.SetRelease(r.t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: id, Revision: 1, Release: stopgapv1.Release_RELEASE_REVERTED, Reason: "not yet"}); err != nil {
+	if _, err := r.fleet.RevertMitigation(r.t.Context(), &stopgapv1.RevertMitigationRequest{Mitigation: ref(id), Reason: "not yet"}); err != nil {
 		r.t.Fatal(err)
 	}
 	r.eventually(func() error {
 		for _, a := range r.agents() {
-			resp, err := r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Id: a})
+			resp, err := r.fleet.GetAgent(r.t.Context(), &stopgapv1.GetAgentRequest{Agent: a})
 			if err != nil {
 				return err
 			}
@@ -243,17 +245,19 @@ func (r *rig) publishHeld(id string) {
 
 func (r *rig) agents() (ids []string) {
 	r.t.Helper()
-	st, err := r.fleet.ListAgents(r.t.Context(), &stopgapv1.ListAgentsRequest{})
+	l, err := r.fleet.ListAgents(r.t.Context(), &stopgapv1.ListAgentsRequest{PageSize: pages.Size})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	for {
-		a, err := st.Recv()
-		if err != nil {
-			return ids
-		}
-		ids = append(ids, a.GetAgent().GetId())
+	for _, a := range l.GetAgents() {
+		ids = append(ids, a.GetId())
 	}
+	return ids
+}
+
+// ref is the first revision of a mitigation.
+func ref(id string) *stopgapv1.MitigationRef {
+	return &stopgapv1.MitigationRef{MitigationId: id, Revision: 1}
 }
 
 func TestTheControllerTakesOffOnlyWhatSignedPolicyLetsIt(t *testing.T) {
@@ -262,19 +266,19 @@ func TestTheControllerTakesOffOnlyWhatSignedPolicyLetsIt(t *testing.T) {
 	n := r.add(lab.Spec{Template: lab.Exchange2016CU23, Host: "EX01"}, nil)
 	r.publish(catalogue(t, "M1")...)
 	r.expect(n, "M1", applied, "")
-	revert := &stopgapv1.SetReleaseRequest{Mitigation: "M1", Revision: 1, Release: stopgapv1.Release_RELEASE_REVERTED, Reason: "calendar printing"}
-	if _, err := r.fleet.SetRelease(t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: "M1", Revision: 1, Release: stopgapv1.Release_RELEASE_REVERTED}); status.Code(err) != codes.InvalidArgument {
+	revert := &stopgapv1.RevertMitigationRequest{Mitigation: ref("M1"), Reason: "calendar printing"}
+	if _, err := r.fleet.RevertMitigation(t.Context(), &stopgapv1.RevertMitigationRequest{Mitigation: ref("M1")}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("without a reason: %v", err)
 	}
 	// During the rollout, which the agent's own record says it is, it may.
-	if _, err := r.fleet.SetRelease(t.Context(), revert); err != nil {
+	if _, err := r.fleet.RevertMitigation(t.Context(), revert); err != nil {
 		t.Fatal(err)
 	}
 	if rec := r.expect(n, "M1", reverted, "controller-revert"); !strings.Contains(rec.GetOutcome().GetReason(), "calendar printing") {
 		t.Errorf("the reason is not told: %v", rec)
 	}
 	n.asBefore()
-	if _, err := r.fleet.SetRelease(t.Context(), &stopgapv1.SetReleaseRequest{Mitigation: "M1", Revision: 1}); err != nil {
+	if _, err := r.fleet.ReleaseMitigation(t.Context(), &stopgapv1.ReleaseMitigationRequest{Mitigation: ref("M1")}); err != nil {
 		t.Fatal(err)
 	}
 	r.expect(n, "M1", applied, "")
@@ -290,7 +294,7 @@ func TestTheControllerTakesOffOnlyWhatSignedPolicyLetsIt(t *testing.T) {
 		}
 		return err
 	})
-	if _, err := r.fleet.SetRelease(t.Context(), revert); err != nil {
+	if _, err := r.fleet.RevertMitigation(t.Context(), revert); err != nil {
 		t.Fatal(err)
 	}
 	r.expect(n, "M1", applied, "revert-refused")
@@ -309,14 +313,14 @@ func TestARevokedAgentsStreamIsClosedAtOnceAndTheNextIsRefused(t *testing.T) {
 	r := newRig(t)
 	n, file, content := protected(t, r)
 	r.connected(n)
-	resp, err := r.fleet.RevokeAgent(t.Context(), &stopgapv1.RevokeAgentRequest{Id: "EX01", Reason: "stolen laptop"})
+	resp, err := r.fleet.RevokeAgent(t.Context(), &stopgapv1.RevokeAgentRequest{Agent: "EX01", Reason: "stolen laptop"})
 	if err != nil || !resp.GetWasConnected() {
 		t.Fatalf("%v %v", resp, err)
 	}
 	n.says("revoked")
 	r.eventually(func() error {
 		a, err := r.get(n)
-		if err == nil && (a.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED || !strings.Contains(a.GetAgent().GetRevoked(), "stolen laptop")) {
+		if err == nil && (a.GetAgent().GetPresence() == stopgapv1.Presence_PRESENCE_CONNECTED || !strings.Contains(a.GetAgent().GetRevocation().GetReason(), "stolen laptop")) {
 			err = fmt.Errorf("%v", a.GetAgent())
 		}
 		return err
@@ -346,7 +350,7 @@ func TestAStreamThatWaitedForItsAgentsRevocationIsNotLetIn(t *testing.T) {
 	if _, err := client.Pull(t.Context(), &stopgapv1.PullRequest{Hello: hello(creds.Identity.ID).GetHello()}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.fleet.RevokeAgent(t.Context(), &stopgapv1.RevokeAgentRequest{Id: n.id, Reason: "stolen"}); err != nil {
+	if _, err := r.fleet.RevokeAgent(t.Context(), &stopgapv1.RevokeAgentRequest{Agent: n.id, Reason: "stolen"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := st.Send(hello(creds.Identity.ID)); err != nil {
@@ -385,7 +389,7 @@ func TestLabelsComeWithTheTokenAndAreSeenByTheOperators(t *testing.T) {
 	n.start()
 	r.connected(n)
 	a, err := r.get(n)
-	if err != nil || a.GetAgent().GetLabels()["site"] != "berlin" || a.GetAgent().GetCertificateExpires() == nil {
+	if err != nil || a.GetAgent().GetLabels()["site"] != "berlin" || a.GetAgent().GetCertificateExpiresAt() == nil {
 		t.Errorf("%v %v", a, err)
 	}
 	if _, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: r.token(1, nil)}); err == nil || !strings.Contains(err.Error(), "--again") {
@@ -428,8 +432,8 @@ func TestCertificatesAreRenewedAtHalfOfTheirLifeOverTheStream(t *testing.T) {
 	r.publish(catalogue(t, "PING1")...)
 	r.expect(n, "PING1", applied, "")
 	a, err := r.get(n)
-	if err != nil || !a.GetAgent().GetCertificateExpires().AsTime().After(first) {
-		t.Errorf("the operators see %v (%v)", a.GetAgent().GetCertificateExpires(), err)
+	if err != nil || !a.GetAgent().GetCertificateExpiresAt().AsTime().After(first) {
+		t.Errorf("the operators see %v (%v)", a.GetAgent().GetCertificateExpiresAt(), err)
 	}
 }
 
@@ -523,13 +527,13 @@ func TestACloneOfAWholeMachineIsDetectedAndTheRightOneEnrolsAgain(t *testing.T) 
 	n.start()
 	clone.start()
 	r.warned(n, "clone-detected")
-	again, err := r.fleet.ReenrollAgent(t.Context(), &stopgapv1.ReenrollAgentRequest{Id: n.id, TtlSeconds: 600})
+	again, err := r.fleet.ReenrollAgent(t.Context(), &stopgapv1.ReenrollAgentRequest{Agent: n.id, Ttl: durationpb.New(10 * time.Minute)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	says("enrol again", n, clone) // the one that holds the identity; the other keeps away for a minute
 	n.stop()
-	if _, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: again.GetToken(), Host: "lab:" + n.dir, Again: true}); err != nil {
+	if _, err := agent.Enroll(t.Context(), agent.EnrollConfig{StateDir: n.state, Controller: r.addr, Token: again.GetTokenSecret(), Host: "lab:" + n.dir, Again: true}); err != nil {
 		t.Fatal(err)
 	}
 	n.start()

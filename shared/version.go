@@ -2,4 +2,4 @@
 package shared
 
 // Version of Stopgap, MAJOR.MINOR.PATCH. Documents name a minimum of it in requires.agent.
-const Version = "1.0.0"
+const Version = "1.1.0"

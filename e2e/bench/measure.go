@@ -22,6 +22,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/patience"
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared"
 	"github.com/stopgap-em/stopgap/shared/policydir"
 	"github.com/stopgap-em/stopgap/shared/transport"
 	"github.com/stopgap-em/stopgap/shared/trust"
@@ -420,7 +421,7 @@ func (f *fleet) connect(ctx context.Context, i int, c *trust.Credentials) (*ligh
 	if a.stream, err = stopgapv1.NewAgentServiceClient(cc).Connect(sctx); err != nil {
 		return a, err
 	}
-	err = a.stream.Send(&stopgapv1.ConnectRequest{Hello: &stopgapv1.Hello{AgentId: a.id, InstanceId: "bench", AgentVersion: "1.0.0", JournalEpoch: "bench", RootVersion: 1,
+	err = a.stream.Send(&stopgapv1.ConnectRequest{Hello: &stopgapv1.Hello{AgentId: a.id, InstanceId: "bench", AgentVersion: shared.Version, JournalEpoch: "bench", RootVersion: 1,
 		Name: fmt.Sprintf("A%05d", i), Facts: &stopgapv1.Facts{Host: fmt.Sprintf("A%05d", i), Organisation: "Bench", ExchangeBuild: "15.2.1748.10",
 			Roles: []stopgapv1.Role{stopgapv1.Role_ROLE_MAILBOX}, UrlRewrite: "7.1.1993.2351", Os: "Windows Server 2022"}}})
 	if err != nil {

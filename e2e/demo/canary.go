@@ -10,6 +10,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/lab"
 	"github.com/stopgap-em/stopgap/e2e/patience"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
+	"github.com/stopgap-em/stopgap/shared/pages"
 )
 
 // bad is what somebody writes at three in the morning: the pattern catches the attack, and all of OWA.
@@ -77,21 +78,25 @@ func (d *demo) badOneStops(ctx context.Context) (string, error) {
 	for _, line := range strings.Split(strings.TrimSpace(story), "\n") {
 		fmt.Println("   " + line)
 	}
-	r, err := d.fleet.GetRollout(ctx, &stopgapv1.GetRolloutRequest{Id: id})
+	r, err := d.fleet.GetRollout(ctx, &stopgapv1.GetRolloutRequest{RolloutId: id})
+	if err != nil {
+		return "", err
+	}
+	members, err := d.fleet.ListRolloutMembers(ctx, &stopgapv1.ListRolloutMembersRequest{RolloutId: id, PageSize: pages.Size})
 	if err != nil {
 		return "", err
 	}
 	tried := ""
-	for _, m := range r.GetMembers() {
-		if m.GetState() == "waiting" {
+	for _, m := range members.GetMembers() {
+		if m.GetState() == stopgapv1.MemberState_MEMBER_STATE_WAITING {
 			continue
 		}
 		if tried != "" {
-			return "", fmt.Errorf("%s got it too", m.GetName())
+			return "", fmt.Errorf("%s got it too", m.GetAgentName())
 		}
-		tried = m.GetName()
+		tried = m.GetAgentName()
 	}
-	if r.GetRollout().GetPhase() != "REVERTED" || tried == "" {
+	if r.GetRollout().GetPhase() != stopgapv1.RolloutPhase_ROLLOUT_PHASE_REVERTED || tried == "" {
 		return "", fmt.Errorf("the rollout is %s: %s", r.GetRollout().GetPhase(), r.GetRollout().GetReason())
 	}
 	for p, data := range before {

@@ -332,7 +332,7 @@ func (d *demo) controllerDies(ctx context.Context) (string, error) {
 			if name == "EX02" && id == "M1" {
 				continue
 			}
-			if got := after[name][id]; got.GetSequence() != rec.GetSequence() || got.GetRecordedAt().AsTime() != rec.GetRecordedAt().AsTime() || state(got) != state(rec) {
+			if got := after[name][id]; got.GetJournalSequence() != rec.GetJournalSequence() || got.GetRecordedAt().AsTime() != rec.GetRecordedAt().AsTime() || state(got) != state(rec) {
 				return "", fmt.Errorf("%s on %s was recorded as %v and is %v now", id, name, rec, got)
 			}
 		}

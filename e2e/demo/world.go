@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -19,6 +18,7 @@ import (
 	"github.com/stopgap-em/stopgap/e2e/soc"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/outcome"
+	"github.com/stopgap-em/stopgap/shared/pages"
 )
 
 // server is one lab server of the demo.
@@ -267,44 +267,30 @@ func (d *demo) stop() {
 }
 
 func (d *demo) agents(ctx context.Context) (map[string]*stopgapv1.Agent, error) {
-	st, err := d.fleet.ListAgents(ctx, &stopgapv1.ListAgentsRequest{})
+	l, err := d.fleet.ListAgents(ctx, &stopgapv1.ListAgentsRequest{PageSize: pages.Size})
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]*stopgapv1.Agent{}
-	for {
-		r, err := st.Recv()
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		out[r.GetAgent().GetName()] = r.GetAgent()
+	for _, a := range l.GetAgents() {
+		out[a.GetName()] = a
 	}
+	return out, nil
 }
 
 // outcomes gives the current outcomes by server and mitigation.
 func (d *demo) outcomes(ctx context.Context) (map[string]map[string]*stopgapv1.OutcomeRecord, error) {
-	st, err := d.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{})
-	if err != nil {
-		return nil, err
-	}
 	out := map[string]map[string]*stopgapv1.OutcomeRecord{}
-	for {
-		r, err := st.Recv()
-		if errors.Is(err, io.EOF) {
-			return out, nil
+	return out, pages.Each(func(token string) (string, error) {
+		l, err := d.fleet.ListOutcomes(ctx, &stopgapv1.ListOutcomesRequest{PageSize: pages.Size, PageToken: token})
+		for _, rec := range l.GetOutcomes() {
+			if out[rec.GetAgentName()] == nil {
+				out[rec.GetAgentName()] = map[string]*stopgapv1.OutcomeRecord{}
+			}
+			out[rec.GetAgentName()][rec.GetOutcome().GetMitigation()] = rec
 		}
-		if err != nil {
-			return nil, err
-		}
-		rec := r.GetRecord()
-		if out[rec.GetAgentName()] == nil {
-			out[rec.GetAgentName()] = map[string]*stopgapv1.OutcomeRecord{}
-		}
-		out[rec.GetAgentName()][rec.GetOutcome().GetMitigation()] = rec
-	}
+		return l.GetNextPageToken(), err
+	})
 }
 
 func state(r *stopgapv1.OutcomeRecord) string {

@@ -220,7 +220,7 @@ func (w *world) upgrade() {
 	}
 	w.expect("APPLIED", "", catalogue...)
 	out, err := w.Run(w.t.Context(), "reg", "query", `HKLM\SOFTWARE\Microsoft\Windows\CurrentVersion\Uninstall`, "/s")
-	if err != nil || !strings.Contains(out, "1.0.1") || strings.Contains(out, "1.0.0") {
+	if err != nil || !strings.Contains(out, "1.1.1") || strings.Contains(out, "1.1.0") {
 		w.t.Errorf("installed versions: %v %s", err, out)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stopgap-em/stopgap/controller"
 	"github.com/stopgap-em/stopgap/e2e/lab"
@@ -231,22 +232,21 @@ func (w *world) startType(name string) string {
 
 func (w *world) token() string {
 	w.t.Helper()
-	r, err := w.fleet.CreateToken(w.t.Context(), &stopgapv1.CreateTokenRequest{TtlSeconds: 3600, Uses: 1})
+	r, err := w.fleet.CreateToken(w.t.Context(), &stopgapv1.CreateTokenRequest{Ttl: durationpb.New(time.Hour), Uses: 1})
 	w.must(err)
-	return r.GetToken()
+	return r.GetTokenSecret()
 }
 
 // agent is the fleet's only one.
 func (w *world) agent() (*stopgapv1.Agent, error) {
-	st, err := w.fleet.ListAgents(w.t.Context(), &stopgapv1.ListAgentsRequest{})
+	l, err := w.fleet.ListAgents(w.t.Context(), &stopgapv1.ListAgentsRequest{})
 	if err != nil {
 		return nil, err
 	}
-	m, err := st.Recv()
-	if err != nil {
-		return nil, fmt.Errorf("no agent: %w", err)
+	if len(l.GetAgents()) == 0 {
+		return nil, errors.New("no agent")
 	}
-	return m.GetAgent(), nil
+	return l.GetAgents()[0], nil
 }
 
 func (w *world) connected() {
@@ -266,7 +266,7 @@ func (w *world) outcomes() (map[string]*stopgapv1.Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := w.fleet.GetAgent(w.t.Context(), &stopgapv1.GetAgentRequest{Id: a.GetId()})
+	r, err := w.fleet.GetAgent(w.t.Context(), &stopgapv1.GetAgentRequest{Agent: a.GetId()})
 	out := map[string]*stopgapv1.Outcome{}
 	for _, o := range r.GetOutcomes() {
 		out[o.GetOutcome().GetMitigation()] = o.GetOutcome()

@@ -40,8 +40,8 @@ func (a Actor) String() string {
 	return strings.TrimSpace(strings.ToLower(strings.TrimPrefix(a.Kind.String(), kindPrefix)) + " " + a.Name)
 }
 
-// parseActor is the reverse of String, for entries of before actors had two fields.
-func parseActor(s string) Actor {
+// ParseActor is the reverse of String: for what is stored as one text.
+func ParseActor(s string) Actor {
 	kind, name, _ := strings.Cut(s, " ")
 	if k := KindOf(kind); k != stopgapv1.ActorKind_ACTOR_KIND_UNSPECIFIED {
 		return Actor{Kind: k, Name: name}

@@ -28,7 +28,7 @@ const (
 	// dropAt is how many over the bound are dropped in one go.
 	dropAt  = 1000
 	maxText = 1 << 10
-	// maxList bounds one answer.
+	// maxList bounds what a follower is given at once.
 	maxList = 1000
 	// What one agent (or everybody without a certificate) can write: actorBurst entries, then one in actorEvery.
 	actorBurst = 30
@@ -142,25 +142,20 @@ func (l *Log) overflow(ctx context.Context, c *chained) ([]store.Op, error) {
 	return ops, nil
 }
 
-// List gives entries after a sequence number, at most 1,000 of them, and checks both chains over everything that is kept. Nobody
-// who appends waits for it.
-func (l *Log) List(ctx context.Context, after uint64) (*stopgapv1.ListAuditResponse, error) {
+// List gives the entries after a sequence number, in their order, and checks both chains over everything that is kept: broken is where
+// they break, 0 when they hold. Nobody who appends waits for it.
+func (l *Log) List(ctx context.Context, after uint64) (entries []*stopgapv1.AuditEntry, broken uint64, err error) {
 	s, err := l.snapshot(ctx)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	out := &stopgapv1.ListAuditResponse{ChainHolds: true}
 	for _, c := range []*chained{l.people, l.others} {
-		entries, broken, err := s.read(c, after)
-		if err != nil {
-			return nil, err
+		some, at := s.read(c, after)
+		if at > 0 && (broken == 0 || at < broken) {
+			broken = at
 		}
-		if broken > 0 && (out.BrokenAt == 0 || broken < out.BrokenAt) {
-			out.ChainHolds, out.BrokenAt = false, broken
-		}
-		out.Entries = append(out.Entries, entries...)
+		entries = append(entries, some...)
 	}
-	sort.Slice(out.Entries, func(i, j int) bool { return out.Entries[i].GetSequence() < out.Entries[j].GetSequence() })
-	out.Entries = out.Entries[:min(len(out.Entries), maxList)]
-	return out, nil
+	sort.Slice(entries, func(i, j int) bool { return entries[i].GetSequence() < entries[j].GetSequence() })
+	return entries, broken, nil
 }

@@ -40,9 +40,9 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 	}
 	l = load()
 	l.Append(t.Context(), ann, "token-create", "x", "%s", strings.Repeat("long ", 1000))
-	resp, err := l.List(t.Context(), 4)
-	if err != nil || !resp.GetChainHolds() || len(resp.GetEntries()) != 2 || resp.GetEntries()[1].GetSequence() != 6 || len(resp.GetEntries()[1].GetDetail()) > maxText {
-		t.Fatalf("%v %v", resp, err)
+	entries, broken, err := l.List(t.Context(), 4)
+	if err != nil || broken > 0 || len(entries) != 2 || entries[1].GetSequence() != 6 || len(entries[1].GetDetail()) > maxText {
+		t.Fatalf("%v %d %v", entries, broken, err)
 	}
 	key := l.people.key(3)
 	kv, err := st.Get(t.Context(), key)
@@ -67,8 +67,8 @@ func TestTheChainGoesOnOverARestartAndShowsWhatWasAlteredOrTakenOut(t *testing.T
 		if _, err := st.Txn(t.Context(), nil, []store.Op{op}); err != nil {
 			t.Fatal(err)
 		}
-		if resp, err := l.List(t.Context(), 0); err != nil || resp.GetChainHolds() || resp.GetBrokenAt() == 0 {
-			t.Errorf("%s: %v at %d, %v", name, resp.GetChainHolds(), resp.GetBrokenAt(), err)
+		if _, broken, err := l.List(t.Context(), 0); err != nil || broken == 0 {
+			t.Errorf("%s: %v at %d, %v", name, broken == 0, broken, err)
 		}
 		if _, err := st.Txn(t.Context(), nil, []store.Op{{Key: op.Key, Value: kv.Value}}); err != nil {
 			t.Fatal(err)
@@ -85,12 +85,12 @@ func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
 		l.Append(t.Context(), Agent("evil"), "policy-refused", "timestamp", "nack %d", i)
 	}
 	l.Append(t.Context(), ann, "token-create", "x", "another decision")
-	resp, err := l.List(t.Context(), 0)
-	if err != nil || !resp.GetChainHolds() {
-		t.Fatalf("%v %v", resp.GetBrokenAt(), err)
+	entries, broken, err := l.List(t.Context(), 0)
+	if err != nil || broken > 0 {
+		t.Fatalf("%v %v", broken, err)
 	}
 	evil, people := 0, 0
-	for _, e := range resp.GetEntries() {
+	for _, e := range entries {
 		if e.GetActorKind() == stopgapv1.ActorKind_ACTOR_KIND_AGENT && e.GetActorName() == "evil" {
 			evil++
 		} else {
@@ -100,7 +100,26 @@ func TestAnAgentCanNotPushAPersonsDecisionOutOfTheLog(t *testing.T) {
 	if evil != actorBurst || people != 2 {
 		t.Errorf("%d entries of one agent, %d of people", evil, people)
 	}
-	if !Controller.ours() || !parseActor("operator ben").ours() || Nobody.ours() || Token("x").ours() || (Actor{Name: "somebody"}).ours() {
+	if !Controller.ours() || !ParseActor("operator ben").ours() || Nobody.ours() || Token("x").ours() || (Actor{Name: "somebody"}).ours() {
 		t.Error("who is ours is told apart wrongly")
+	}
+}
+
+func TestOneDamagedEntryIsShownAsSuchAndHidesNoOther(t *testing.T) {
+	t.Parallel()
+	st, load := open(t)
+	l := load()
+	for range 3 {
+		l.Append(t.Context(), ann, "publish", "policy", "something")
+	}
+	if _, err := st.Txn(t.Context(), nil, []store.Op{{Key: l.people.key(2), Value: []byte("\xff")}}); err != nil {
+		t.Fatal(err)
+	}
+	entries, broken, err := l.List(t.Context(), 0)
+	if err != nil || broken != 2 || len(entries) != 3 {
+		t.Fatalf("%d entries, broken at %d: %v", len(entries), broken, err)
+	}
+	if e := entries[1]; e.GetSequence() != 2 || e.GetAction() != "unreadable" || e.GetDetail() == "" {
+		t.Errorf("the damaged one is given as %v", e)
 	}
 }

@@ -66,7 +66,7 @@ func decode(kv store.KV) (e *stopgapv1.AuditEntry, mixed bool, err error) {
 	}
 	// The hash of an old entry covers its actor only, so that the two fields must not come from the store.
 	mixed = e.GetActorKind() != stopgapv1.ActorKind_ACTOR_KIND_UNSPECIFIED || e.GetActorName() != ""
-	a := parseActor(e.GetActor())
+	a := ParseActor(e.GetActor())
 	e.ActorKind, e.ActorName = a.Kind, a.Name
 	return e, mixed, nil
 }
@@ -95,14 +95,15 @@ func (s snapshot) entries(c *chained) (entries []store.KV, head string) {
 }
 
 // read gives one log's entries after a sequence number, and where its chain breaks; 0: nowhere.
-func (s snapshot) read(c *chained, after uint64) (out []*stopgapv1.AuditEntry, broken uint64, err error) {
+func (s snapshot) read(c *chained, after uint64) (out []*stopgapv1.AuditEntry, broken uint64) {
 	kvs, head := s.entries(c)
 	var before []byte
 	last := uint64(0)
 	for i, kv := range kvs {
 		e, mixed, err := decode(kv)
-		if err != nil {
-			return nil, 0, err
+		if err != nil { // a damaged entry must not hide all others
+			n, _ := c.sequence(kv.Key)
+			e, mixed = &stopgapv1.AuditEntry{Sequence: n, Action: "unreadable", Detail: err.Error()}, true
 		}
 		// The first one kept may follow one that was dropped; its own hash is then the beginning. Nothing is dropped from a log
 		// that is not full.
@@ -118,5 +119,5 @@ func (s snapshot) read(c *chained, after uint64) (out []*stopgapv1.AuditEntry, b
 	if want := fmt.Sprintf("%d %x", last, before); broken == 0 && head != want && (head != "" || last > 0) {
 		broken = last + 1 // the newest were taken out
 	}
-	return out, broken, nil
+	return out, broken
 }

@@ -71,13 +71,13 @@ func TestALogOfBeforeActorsHadTwoFieldsIsReadVerifiedAndContinued(t *testing.T) 
 	l.Append(t.Context(), Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_OPERATOR, Name: "ben"}, "halt", "x", "new")
 	l.Append(t.Context(), Agent("00ff"), "renew", "00ff", "new")
 	l = load()
-	resp, err := l.List(t.Context(), 0)
-	if err != nil || !resp.GetChainHolds() {
-		t.Fatalf("the chain breaks at %d, %v", resp.GetBrokenAt(), err)
+	entries, broken, err := l.List(t.Context(), 0)
+	if err != nil || broken > 0 {
+		t.Fatalf("the chain breaks at %d, %v", broken, err)
 	}
-	want := []Actor{Controller, parseActor("operator ben"), Agent("00ff"), {Name: "somebody else"}, Nobody,
+	want := []Actor{Controller, ParseActor("operator ben"), Agent("00ff"), {Name: "somebody else"}, Nobody,
 		{Kind: stopgapv1.ActorKind_ACTOR_KIND_OPERATOR, Name: "ben"}, Agent("00ff")}
-	for i, e := range resp.GetEntries() {
+	for i, e := range entries {
 		got := Actor{Kind: e.GetActorKind(), Name: e.GetActorName()}
 		if i >= len(want) || got != want[i] {
 			t.Errorf("entry %d is by %q, want %q", e.GetSequence(), got, want[i])
@@ -86,8 +86,8 @@ func TestALogOfBeforeActorsHadTwoFieldsIsReadVerifiedAndContinued(t *testing.T) 
 			t.Errorf("entry %d is by %q, and was by %q", e.GetSequence(), got, text)
 		}
 	}
-	if len(resp.GetEntries()) != len(want) {
-		t.Fatalf("%d entries, want %d", len(resp.GetEntries()), len(want))
+	if len(entries) != len(want) {
+		t.Fatalf("%d entries, want %d", len(entries), len(want))
 	}
 	for name, change := range map[string]struct {
 		key string
@@ -105,8 +105,8 @@ func TestALogOfBeforeActorsHadTwoFieldsIsReadVerifiedAndContinued(t *testing.T) 
 		altered := proto.CloneOf(e)
 		change.do(altered)
 		put(t, st, change.key, altered)
-		if resp, err := l.List(t.Context(), 0); err != nil || resp.GetBrokenAt() != e.GetSequence() {
-			t.Errorf("%s: broken at %d, %v; want %d", name, resp.GetBrokenAt(), err, e.GetSequence())
+		if _, broken, err := l.List(t.Context(), 0); err != nil || broken != e.GetSequence() {
+			t.Errorf("%s: broken at %d, %v; want %d", name, broken, err, e.GetSequence())
 		}
 		put(t, st, change.key, e)
 	}
@@ -116,7 +116,7 @@ func TestEveryKindOfActorIsReadBackFromItsText(t *testing.T) {
 	t.Parallel()
 	for n := range stopgapv1.ActorKind_name {
 		a := Actor{Kind: stopgapv1.ActorKind(n), Name: "x y"}
-		if got := parseActor(a.String()); got != a {
+		if got := ParseActor(a.String()); got != a {
 			t.Errorf("%q is read back as %+v", a, got)
 		}
 	}

@@ -114,7 +114,7 @@ func TestWhoReadsTheLogDoesNotHoldUpWhoAppends(t *testing.T) {
 	l.st = slow
 	var wg sync.WaitGroup
 	for _, read := range []func(){
-		func() { _, _ = l.List(t.Context(), 0) },
+		func() { _, _, _ = l.List(t.Context(), 0) },
 		func() { _, _ = l.Since(t.Context(), 0) },
 	} {
 		wg.Go(read)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -49,8 +49,9 @@ func root() *cobra.Command {
 	f.StringVar(&o.credentials, "credentials", os.Getenv("STOPGAP_CREDENTIALS"), "directory of ca.pem, cert.pem, key.pem (or STOPGAP_CREDENTIALS)")
 	f.StringVar(&o.serverName, "server-name", "", "name in the controller's certificate, if it is not that of the address")
 	f.VarP(&o.format, "output", "o", "table, json, csv or yaml")
-	c.AddCommand(mitigations(o), rewrite(o), simulation(o), keys(), policies(), sign(), bundles(), publish(o), release(o), hold(o), revert(o), agents(o), tokens(o), outcomes(o), watch(o), recheck(o), auditLog(o),
-		rolloutCmd(o), strategyCmd(o), fleetCmd(o), blockCmd(o), unblockCmd(o))
+	c.AddCommand(mitigations(o), rewrite(o), simulation(o), keys(), policies(), sign(), bundles(), publish(o), release(o), hold(o), revert(o),
+		agents(o), tokens(o), outcomes(o), watch(o), recheck(o), auditLog(o), rolloutCmd(o), strategyCmd(o), fleetCmd(o), blockCmd(o),
+		unblockCmd(o))
 	return c
 }
 
@@ -87,12 +88,21 @@ func (o *options) with(cmd *cobra.Command, f func(ctx context.Context, c stopgap
 	return f(ctx, client)
 }
 
-func presence(p stopgapv1.Presence) string { return strings.TrimPrefix(p.String(), "PRESENCE_") }
+// enumName is a value of an enum for people, without the prefix of its enum. One of a newer controller is shown with its number.
+func enumName(v protoreflect.Enum, prefix string) string {
+	d := v.Descriptor().Values().ByNumber(v.Number())
+	if d == nil {
+		return fmt.Sprintf("UNKNOWN(%d)", v.Number())
+	}
+	return strings.TrimPrefix(string(d.Name()), prefix)
+}
+
+func presence(p stopgapv1.Presence) string { return enumName(p, "PRESENCE_") }
 
 func roles(rs []stopgapv1.Role) string {
 	names := make([]string, len(rs))
 	for i, r := range rs {
-		names[i] = strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_"))
+		names[i] = strings.ToLower(enumName(r, "ROLE_"))
 	}
 	return strings.Join(names, ",")
 }
@@ -108,14 +118,12 @@ func short(id string) string { return id[:min(len(id), 12)] }
 
 func countApplied(ctx context.Context, c stopgapv1.FleetServiceClient, id string, rev uint32) (int, error) {
 	n := 0
-	states := outcome.Which(func(m outcome.Meaning) bool { return m.Applied })
-	err := eachOutcome(ctx, c, &stopgapv1.ListOutcomesRequest{Mitigation: id, States: states},
-		func(r *stopgapv1.ListOutcomesResponse) error {
-			if r.GetRecord().GetOutcome().GetRevision() == rev {
-				n++
-			}
-			return nil
-		})
+	f := &stopgapv1.OutcomeFilter{MitigationIds: []string{id}, States: outcome.Which(func(m outcome.Meaning) bool { return m.Applied })}
+	err := eachOutcome(ctx, c, f, func(r *stopgapv1.OutcomeRecord) {
+		if r.GetOutcome().GetRevision() == rev {
+			n++
+		}
+	})
 	return n, err
 }
 
@@ -126,7 +134,7 @@ func recheck(o *options) *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.Recheck(ctx, &stopgapv1.RecheckRequest{Id: strings.Join(args, "")})
+				r, err := c.Recheck(ctx, &stopgapv1.RecheckRequest{Agent: strings.Join(args, "")})
 				if err == nil {
 					fmt.Fprintf(cmd.OutOrStdout(), "%d connected servers were asked\n", r.GetAsked())
 				}
@@ -134,12 +142,4 @@ func recheck(o *options) *cobra.Command {
 			})
 		},
 	}
-}
-
-func messages[T proto.Message](in []T) []proto.Message {
-	out := make([]proto.Message, len(in))
-	for i, m := range in {
-		out[i] = m
-	}
-	return out
 }

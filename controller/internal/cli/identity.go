@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"sort"
@@ -9,9 +8,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/clirun"
+	"github.com/stopgap-em/stopgap/shared/pages"
 )
 
 func labelText(m map[string]string) string {
@@ -39,13 +40,13 @@ func tokens(o *options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.CreateToken(ctx, &stopgapv1.CreateTokenRequest{TtlSeconds: uint32(ttl / time.Second), Uses: uses, Labels: labels})
+				r, err := c.CreateToken(ctx, &stopgapv1.CreateTokenRequest{Ttl: durationpb.New(ttl), Uses: uses, Labels: labels})
 				if err != nil {
 					return err
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), r.GetToken())
+				fmt.Fprintln(cmd.OutOrStdout(), r.GetTokenSecret())
 				fmt.Fprintf(cmd.ErrOrStderr(), "token %s: %d uses until %s; on the server: stopgap-agent enroll --controller %s --token-file FILE\n",
-					r.GetInfo().GetId(), r.GetInfo().GetUsesLeft(), when(r.GetInfo().GetExpiresAt()), o.controller)
+					r.GetToken().GetId(), r.GetToken().GetUsesLeft(), when(r.GetToken().GetExpiresAt()), o.controller)
 				return nil
 			})
 		},
@@ -59,17 +60,22 @@ func tokens(o *options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.ListTokens(ctx, &stopgapv1.ListTokensRequest{})
+				l := clirun.Listing{Header: []string{"TOKEN", "USES LEFT", "UNTIL", "LABELS", "FOR", "MADE BY"}}
+				err := pages.Each(func(token string) (string, error) {
+					r, err := c.ListTokens(ctx, &stopgapv1.ListTokensRequest{PageSize: pages.Size, PageToken: token})
+					for _, t := range r.GetTokens() {
+						who := "new agents"
+						if t.GetAgentId() != "" {
+							who = short(t.GetAgentId())
+						}
+						l.Messages = append(l.Messages, t)
+						l.Rows = append(l.Rows, []string{t.GetId(), fmt.Sprint(t.GetUsesLeft()), when(t.GetExpiresAt()), labelText(t.GetLabels()), who,
+							actorText(t.GetCreatedBy())})
+					}
+					return r.GetNextPageToken(), err
+				})
 				if err != nil {
 					return err
-				}
-				l := clirun.Listing{Header: []string{"TOKEN", "USES LEFT", "UNTIL", "LABELS", "FOR", "MADE BY"}, Messages: messages(r.GetTokens())}
-				for _, t := range r.GetTokens() {
-					who := "new agents"
-					if t.GetAgentId() != "" {
-						who = short(t.GetAgentId())
-					}
-					l.Rows = append(l.Rows, []string{t.GetId(), fmt.Sprint(t.GetUsesLeft()), when(t.GetExpiresAt()), labelText(t.GetLabels()), who, t.GetCreatedBy()})
 				}
 				return l.Print(cmd.OutOrStdout(), o.format)
 			})
@@ -80,7 +86,7 @@ func tokens(o *options) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				_, err := c.RevokeToken(ctx, &stopgapv1.RevokeTokenRequest{Id: args[0]})
+				_, err := c.RevokeToken(ctx, &stopgapv1.RevokeTokenRequest{TokenId: args[0]})
 				if err == nil {
 					fmt.Fprintf(cmd.OutOrStdout(), "token %s was taken back\n", args[0])
 				}
@@ -99,7 +105,7 @@ func revokeAgent(o *options) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.RevokeAgent(ctx, &stopgapv1.RevokeAgentRequest{Id: args[0], Reason: reason})
+				r, err := c.RevokeAgent(ctx, &stopgapv1.RevokeAgentRequest{Agent: args[0], Reason: reason})
 				if err != nil {
 					return err
 				}
@@ -125,61 +131,17 @@ func reenrollAgent(o *options) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.ReenrollAgent(ctx, &stopgapv1.ReenrollAgentRequest{Id: args[0], TtlSeconds: uint32(ttl / time.Second)})
+				r, err := c.ReenrollAgent(ctx, &stopgapv1.ReenrollAgentRequest{Agent: args[0], Ttl: durationpb.New(ttl)})
 				if err != nil {
 					return err
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), r.GetToken())
-				fmt.Fprintf(cmd.ErrOrStderr(), "agent %s: its key is refused from now on; on its server: stopgap-agent enroll --again --controller %s --token-file FILE\n", r.GetAgentId(), o.controller)
+				fmt.Fprintln(cmd.OutOrStdout(), r.GetTokenSecret())
+				fmt.Fprintf(cmd.ErrOrStderr(), "agent %s: its key is refused from now on; on its server: "+
+					"stopgap-agent enroll --again --controller %s --token-file FILE\n", r.GetAgentId(), o.controller)
 				return nil
 			})
 		},
 	}
 	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token can be used")
-	return c
-}
-
-// actor is who an audit entry names: "operator ben".
-func actor(e *stopgapv1.AuditEntry) string {
-	if e.GetActorKind() == stopgapv1.ActorKind_ACTOR_KIND_UNSPECIFIED {
-		return cmp.Or(e.GetActorName(), e.GetActor()) // a controller of before actors had two fields sends one
-	}
-	return strings.TrimSpace(strings.ToLower(strings.TrimPrefix(e.GetActorKind().String(), "ACTOR_KIND_")) + " " + e.GetActorName())
-}
-
-func auditLog(o *options) *cobra.Command {
-	var after uint64
-	c := &cobra.Command{
-		Use:   "audit",
-		Short: "Show who decided, and what was refused; exit code 1 when the log's hash chain is broken",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				l := clirun.Listing{Header: []string{"NR", "WHEN", "WHO", "WHAT", "ON", "DETAIL"}}
-				for {
-					r, err := c.ListAudit(ctx, &stopgapv1.ListAuditRequest{After: after})
-					if err != nil {
-						return err
-					}
-					for _, e := range r.GetEntries() {
-						l.Messages = append(l.Messages, e)
-						l.Rows = append(l.Rows, []string{fmt.Sprint(e.GetSequence()), when(e.GetTime()), actor(e), e.GetAction(), e.GetSubject(), e.GetDetail()})
-						after = e.GetSequence()
-					}
-					if len(r.GetEntries()) > 0 {
-						continue
-					}
-					if err := l.Print(cmd.OutOrStdout(), o.format); err != nil {
-						return err
-					}
-					if !r.GetChainHolds() {
-						return fmt.Errorf("the log was altered: its hash chain breaks at entry %d", r.GetBrokenAt())
-					}
-					return nil
-				}
-			})
-		},
-	}
-	c.Flags().Uint64Var(&after, "after", 0, "only entries after this number")
 	return c
 }

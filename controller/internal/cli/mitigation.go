@@ -18,6 +18,7 @@ import (
 	"github.com/stopgap-em/stopgap/shared/files"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
 	"github.com/stopgap-em/stopgap/shared/outcome"
+	"github.com/stopgap-em/stopgap/shared/pages"
 )
 
 type file struct {
@@ -176,29 +177,43 @@ func list(o *options) *cobra.Command {
 				return listCatalogue(cmd.OutOrStdout(), o.format)
 			}
 			return o.with(cmd, func(ctx context.Context, c stopgapv1.FleetServiceClient) error {
-				r, err := c.ListMitigations(ctx, &stopgapv1.ListMitigationsRequest{})
+				l := clirun.Listing{Header: []string{"MITIGATION", "SEVERITY", "IN FORCE", "SERVERS", "TITLE"}}
+				var policy *stopgapv1.PolicyInfo
+				err := pages.Each(func(token string) (string, error) {
+					r, err := c.ListMitigations(ctx, &stopgapv1.ListMitigationsRequest{PageSize: pages.Size, PageToken: token})
+					for _, m := range r.GetMitigations() {
+						d := m.GetMitigation()
+						l.Messages = append(l.Messages, m)
+						l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), releaseText(m), counts(m.GetCounts()),
+							d.GetTitle()})
+					}
+					policy = r.GetPolicy()
+					return r.GetNextPageToken(), err
+				})
 				if err != nil {
 					return err
 				}
-				l := clirun.Listing{Header: []string{"MITIGATION", "SEVERITY", "IN FORCE", "SERVERS", "TITLE"}, Messages: messages(r.GetMitigations())}
-				for _, m := range r.GetMitigations() {
-					in := "superseded"
-					switch {
-					case m.GetRelease() == stopgapv1.Release_RELEASE_HELD, m.GetRelease() == stopgapv1.Release_RELEASE_REVERTED:
-						in = strings.ToLower(strings.TrimPrefix(m.GetRelease().String(), "RELEASE_")) + ": " + m.GetReleaseReason()
-					case m.GetAssigned():
-						in = "released"
-					}
-					d := m.GetMitigation()
-					l.Rows = append(l.Rows, []string{mitigation.Ref(d.GetId(), d.GetRevision()), severity(d), in, counts(m.GetCounts()), d.GetTitle()})
-				}
 				if o.format == clirun.Table {
-					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, valid until %s; root %d, valid until %s; fixed-builds revision %d\n", r.GetPolicyVersion(),
-						when(r.GetTargetsExpire()), r.GetRootVersion(), when(r.GetRootExpires()), r.GetFixedBuildsRevision())
+					fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, valid until %s; root %d, valid until %s; fixed-builds revision %d\n",
+						policy.GetPolicyVersion(), when(policy.GetTargetsExpireAt()), policy.GetRootVersion(), when(policy.GetRootExpiresAt()),
+						policy.GetFixedBuildsRevision())
 				}
 				return l.Print(cmd.OutOrStdout(), o.format)
 			})
 		},
+	}
+}
+
+// releaseText says whether a revision is in force.
+func releaseText(m *stopgapv1.MitigationSummary) string {
+	switch m.GetRelease() {
+	case stopgapv1.Release_RELEASE_UNSPECIFIED, stopgapv1.Release_RELEASE_RELEASED:
+		if m.GetAssigned() {
+			return "released"
+		}
+		return "superseded"
+	default:
+		return strings.ToLower(enumName(m.GetRelease(), "RELEASE_")) + ": " + m.GetReleaseReason()
 	}
 }
 
@@ -213,7 +228,7 @@ func counts(in []*stopgapv1.StateCount) string {
 }
 
 func severity(m *stopgapv1.Mitigation) string {
-	return strings.TrimPrefix(m.GetSeverity().String(), "SEVERITY_")
+	return enumName(m.GetSeverity(), "SEVERITY_")
 }
 
 func listCatalogue(w io.Writer, f clirun.Format) error {

@@ -44,7 +44,7 @@ func publish(o *options) *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "policy version %d, root %d\n", r.GetPolicyVersion(), r.GetRootVersion())
 				if r.GetAgentsAhead() > 0 {
 					fmt.Fprintf(cmd.ErrOrStderr(), "warning: %d servers hold a newer policy (up to version %d) and ignore this one; publish the newest policy directory\n",
-						r.GetAgentsAhead(), r.GetNewestClaimedVersion())
+						r.GetAgentsAhead(), r.GetNewestAgentPolicyVersion())
 				}
 				return nil
 			})
@@ -55,7 +55,9 @@ func publish(o *options) *cobra.Command {
 	return c
 }
 
-func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte, strategy string, planOnly bool) (*stopgapv1.PublishResponse, error) {
+func send(
+	ctx context.Context, c stopgapv1.FleetServiceClient, files map[string][]byte, strategy string, planOnly bool,
+) (*stopgapv1.PublishResponse, error) {
 	st, err := c.Publish(ctx)
 	if err != nil {
 		return nil, err
@@ -73,7 +75,15 @@ func send(ctx context.Context, c stopgapv1.FleetServiceClient, files map[string]
 	return st.CloseAndRecv()
 }
 
-func setRelease(o *options, use, short, done string, to stopgapv1.Release, removes bool) *cobra.Command {
+// releaseCall is one call that decides about a revision.
+type releaseCall func(ctx context.Context, c stopgapv1.FleetServiceClient, m *stopgapv1.MitigationRef, reason string) (released, error)
+
+// released is what every such call answers.
+type released interface {
+	GetAppliedOn() uint32
+}
+
+func setRelease(o *options, use, short, done string, do releaseCall, removes bool) *cobra.Command {
 	var reason string
 	var yes bool
 	c := &cobra.Command{
@@ -91,9 +101,10 @@ func setRelease(o *options, use, short, done string, to stopgapv1.Release, remov
 					if err != nil {
 						return err
 					}
-					return fmt.Errorf("%s is applied on %d servers, which would lose it within seconds as far as signed policy permits; say --yes to ask for it", args[0], n)
+					return fmt.Errorf("%s is applied on %d servers, which would lose it within seconds as far as signed policy permits; "+
+						"say --yes to ask for it", args[0], n)
 				}
-				r, err := c.SetRelease(ctx, &stopgapv1.SetReleaseRequest{Mitigation: id, Revision: rev, Release: to, Reason: reason})
+				r, err := do(ctx, c, &stopgapv1.MitigationRef{MitigationId: id, Revision: rev}, reason)
 				if err == nil {
 					fmt.Fprintf(cmd.OutOrStdout(), "%s %s; applied on %d servers by their last report\n", args[0], done, r.GetAppliedOn())
 				}
@@ -110,14 +121,23 @@ func setRelease(o *options, use, short, done string, to stopgapv1.Release, remov
 }
 
 func release(o *options) *cobra.Command {
-	return setRelease(o, "release", "Release a revision again that was held back or taken off", "is released", stopgapv1.Release_RELEASE_RELEASED, false)
+	return setRelease(o, "release", "Release a revision again that was held back or taken off", "is released",
+		func(ctx context.Context, c stopgapv1.FleetServiceClient, m *stopgapv1.MitigationRef, reason string) (released, error) {
+			return c.ReleaseMitigation(ctx, &stopgapv1.ReleaseMitigationRequest{Mitigation: m, Reason: reason})
+		}, false)
 }
 
 func hold(o *options) *cobra.Command {
-	return setRelease(o, "hold", "Hold a revision back: servers that have it keep it, others don't get it", "is held back", stopgapv1.Release_RELEASE_HELD, false)
+	return setRelease(o, "hold", "Hold a revision back: servers that have it keep it, others don't get it", "is held back",
+		func(ctx context.Context, c stopgapv1.FleetServiceClient, m *stopgapv1.MitigationRef, reason string) (released, error) {
+			return c.HoldMitigation(ctx, &stopgapv1.HoldMitigationRequest{Mitigation: m, Reason: reason})
+		}, false)
 }
 
 func revert(o *options) *cobra.Command {
-	return setRelease(o, "revert", "Ask servers to take a revision off, or go back to the one before; they do as far as signed policy permits the controller",
-		"is to be taken off", stopgapv1.Release_RELEASE_REVERTED, true)
+	return setRelease(o, "revert",
+		"Ask servers to take a revision off, or go back to the one before; they do as far as signed policy permits the controller", "is to be taken off",
+		func(ctx context.Context, c stopgapv1.FleetServiceClient, m *stopgapv1.MitigationRef, reason string) (released, error) {
+			return c.RevertMitigation(ctx, &stopgapv1.RevertMitigationRequest{Mitigation: m, Reason: reason})
+		}, true)
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -18,39 +17,33 @@ const (
 	applied = stopgapv1.OutcomeState_OUTCOME_STATE_APPLIED
 	partial = stopgapv1.OutcomeState_OUTCOME_STATE_PARTIAL
 	newer   = stopgapv1.OutcomeState(12)
+
+	memberOK      = stopgapv1.MemberState_MEMBER_STATE_OK
+	memberPartial = stopgapv1.MemberState_MEMBER_STATE_PARTIAL
 )
 
-// controller answers ListOutcomes as the operators' API does.
+// controller answers ListOutcomes as the operators' API does, one row a page.
 type controller struct {
 	stopgapv1.FleetServiceClient
 	has []*stopgapv1.OutcomeRecord
 }
 
-type records struct {
-	grpc.ClientStream
-	left []*stopgapv1.OutcomeRecord
-}
-
 // ListOutcomes implements FleetServiceClient.
-func (c *controller) ListOutcomes(_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption,
-) (grpc.ServerStreamingClient[stopgapv1.ListOutcomesResponse], error) {
-	st := &records{}
+func (c *controller) ListOutcomes(
+	_ context.Context, r *stopgapv1.ListOutcomesRequest, _ ...grpc.CallOption,
+) (*stopgapv1.ListOutcomesResponse, error) {
+	var left []*stopgapv1.OutcomeRecord
 	for _, rec := range c.has {
-		if len(r.GetStates()) == 0 || slices.Contains(r.GetStates(), rec.GetOutcome().GetState()) {
-			st.left = append(st.left, rec)
+		if want := r.GetFilter().GetStates(); rec.GetAgentName() > r.GetPageToken() && (len(want) == 0 || slices.Contains(want,
+			rec.GetOutcome().GetState())) {
+			left = append(left, rec)
 		}
 	}
-	return st, nil
-}
-
-// Recv implements the stream.
-func (s *records) Recv() (*stopgapv1.ListOutcomesResponse, error) {
-	if len(s.left) == 0 {
-		return nil, io.EOF
+	resp := &stopgapv1.ListOutcomesResponse{Outcomes: left[:min(len(left), 1)]}
+	if len(left) > 1 {
+		resp.NextPageToken = left[0].GetAgentName()
 	}
-	out := &stopgapv1.ListOutcomesResponse{Record: s.left[0]}
-	s.left = s.left[1:]
-	return out, nil
+	return resp, nil
 }
 
 func fleetOf(states ...stopgapv1.OutcomeState) *controller {
@@ -71,7 +64,7 @@ func TestOutcomesOfAStateAreListed(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b strings.Builder
-		if err := listOutcomes(t.Context(), c, &b, clirun.CSV, &stopgapv1.ListOutcomesRequest{States: states}); err != nil {
+		if err := listOutcomes(t.Context(), c, &b, clirun.CSV, &stopgapv1.OutcomeFilter{States: states}); err != nil {
 			t.Fatal(err)
 		}
 		lines := strings.Split(strings.TrimSpace(b.String()), "\n")
@@ -119,12 +112,15 @@ func TestAServerIsShownWithItsPartialMitigation(t *testing.T) {
 func TestARolloutListsItsPartialServers(t *testing.T) {
 	t.Parallel()
 	var b strings.Builder
-	r := &stopgapv1.GetRolloutResponse{
-		Rollout: &stopgapv1.Rollout{Id: "R7", Phase: "RUNNING", Wave: 1, Waves: 1, Reason: "wave 1 of 1: 2 of 3 servers done"},
-		Members: []*stopgapv1.RolloutMember{
-			{Name: "EX01", Wave: 1, State: "ok"},
-			{Name: "EX02", Wave: 1, State: "partial", Reason: "GET /x gets through"},
-			{Name: "EX03", Wave: 1, State: "ok"},
+	r := rolloutView{
+		rollout: &stopgapv1.Rollout{Id: "R7", Phase: stopgapv1.RolloutPhase_ROLLOUT_PHASE_RUNNING, Wave: 1,
+			Strategy: &stopgapv1.Strategy{Name: "x", Waves: []*stopgapv1.Wave{{}}}, Reason: "wave 1 of 1: 2 of 3 servers done",
+			Progress: []*stopgapv1.WaveProgress{{Wave: 1, Counts: []*stopgapv1.MemberStateCount{{State: memberOK, Count: 2}, {State: memberPartial,
+				Count: 1}}}}},
+		members: []*stopgapv1.RolloutMember{
+			{AgentName: "EX01", Wave: 1, State: memberOK},
+			{AgentName: "EX02", Wave: 1, State: memberPartial, Reason: "GET /x gets through"},
+			{AgentName: "EX03", Wave: 1, State: memberOK},
 		},
 	}
 	if err := showRollout(&b, r, clirun.Table); err != nil {
@@ -137,5 +133,41 @@ func TestARolloutListsItsPartialServers(t *testing.T) {
 	}
 	if strings.Contains(b.String(), "EX01") {
 		t.Errorf("a server that is done is listed:\n%s", b.String())
+	}
+}
+
+func TestWhatANewerControllerSaysIsShownWithItsNumber(t *testing.T) {
+	t.Parallel()
+	const number = 77
+	for got, want := range map[string]string{
+		presence(number): "UNKNOWN(77)", phaseText(number): "UNKNOWN(77)", memberState(number): "unknown(77)", onHaltText(number): "unknown(77)",
+		scopeText(&stopgapv1.Scope{Kind: number}):                                "unknown(77)",
+		actorText(&stopgapv1.Actor{Kind: number, Name: "ben"}):                   "unknown(77) ben",
+		releaseText(&stopgapv1.MitigationSummary{Release: number}):               "unknown(77): ",
+		roles([]stopgapv1.Role{stopgapv1.Role_ROLE_MAILBOX, number}):             "mailbox,unknown(77)",
+		presence(stopgapv1.Presence_PRESENCE_AWAY):                               "AWAY",
+		actorText(&stopgapv1.Actor{Kind: stopgapv1.ActorKind_ACTOR_KIND_NOBODY}): "nobody",
+	} {
+		if got != want {
+			t.Errorf("shown as %q, want %q", got, want)
+		}
+	}
+	var b strings.Builder
+	r := rolloutView{
+		rollout: &stopgapv1.Rollout{Id: "R7", Phase: number, Strategy: &stopgapv1.Strategy{Waves: []*stopgapv1.Wave{{}}},
+			Progress: []*stopgapv1.WaveProgress{{Wave: 1, Counts: []*stopgapv1.MemberStateCount{{State: number, Count: 3}}}}},
+		members: []*stopgapv1.RolloutMember{{AgentName: "EX09", Wave: 1, State: number}},
+	}
+	if err := showRollout(&b, r, clirun.Table); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"UNKNOWN(77) since", "3 servers: 3 unknown(77)", "EX09"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	b.Reset()
+	if err := showRollout(&b, r, clirun.JSON); err != nil || !strings.Contains(b.String(), `"state": 77`) {
+		t.Errorf("as JSON: %v\n%s", err, b.String())
 	}
 }

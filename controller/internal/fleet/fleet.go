@@ -234,7 +234,7 @@ func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
 		if h.GetAttemptedError() != "" {
 			r.refused, r.refusedError = h.GetAttemptedVersion(), clip(h.GetAttemptedError())
 		}
-		a.Health, a.LastSeen = cleanHealth(h.GetHealth()), timestamppb.Now()
+		a.Health, a.LastSeenAt = cleanHealth(h.GetHealth()), timestamppb.Now()
 		r.connected = r.connected || stream
 	})
 }
@@ -243,7 +243,7 @@ func (f *Fleet) Connected(h *stopgapv1.Hello, stream bool) {
 func (f *Fleet) Disconnected(id string) {
 	f.update(id, func(a *stopgapv1.Agent, r *record) {
 		r.connected = false
-		a.LastSeen = timestamppb.Now()
+		a.LastSeenAt = timestamppb.Now()
 	})
 }
 
@@ -309,40 +309,6 @@ func (f *Fleet) Raise(id, code, text string) {
 		}
 	}
 	r.own = append(r.own, &stopgapv1.Health{Code: code, Text: clip(text), Since: timestamppb.Now()})
-}
-
-// view is a record as operators see it; the caller holds the lock.
-func (r *record) view(now time.Time) *stopgapv1.Agent {
-	a := proto.CloneOf(r.a)
-	a.Health = append(a.Health, r.own...)
-	a.PolicyVersion, a.RefusedVersion, a.RefusedError = r.holds, r.refused, r.refusedError
-	switch {
-	case r.connected:
-		a.Presence = stopgapv1.Presence_PRESENCE_CONNECTED
-	case now.Sub(a.GetLastSeen().AsTime()) < staleAfter:
-		a.Presence = stopgapv1.Presence_PRESENCE_AWAY
-	case now.Sub(a.GetLastSeen().AsTime()) < lostAfter:
-		a.Presence = stopgapv1.Presence_PRESENCE_STALE
-	default:
-		a.Presence = stopgapv1.Presence_PRESENCE_LOST
-	}
-	return a
-}
-
-// List gives every server by organisation, name and id.
-func (f *Fleet) List() []*stopgapv1.Agent {
-	now := time.Now()
-	f.mu.RLock()
-	out := make([]*stopgapv1.Agent, 0, len(f.agents))
-	for _, r := range f.agents {
-		out = append(out, r.view(now))
-	}
-	f.mu.RUnlock()
-	key := func(a *stopgapv1.Agent) string {
-		return a.GetFacts().GetOrganisation() + "\x00" + a.GetName() + "\x00" + a.GetId()
-	}
-	sort.Slice(out, func(i, j int) bool { return key(out[i]) < key(out[j]) })
-	return out
 }
 
 // minPrefix keeps a slip of the finger from naming a server.

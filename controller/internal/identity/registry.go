@@ -184,7 +184,7 @@ func (r *Registry) put(ctx context.Context, rec Record, compare []store.Compare,
 // Revoke refuses an agent from now on, and takes back tokens that are bound to it.
 func (r *Registry) Revoke(ctx context.Context, id string, by audit.Actor, reason string) error {
 	rec, err := r.take(ctx, id, func(rec *Record) {
-		rec.Revoked = fmt.Sprintf("since %s by %s: %s", time.Now().UTC().Format(time.RFC3339), by, or(reason, "no reason given"))
+		rec.Revoked = Revocation{At: time.Now().UTC(), By: by, Reason: or(reason, "no reason given")}.String()
 	})
 	if err != nil {
 		return err

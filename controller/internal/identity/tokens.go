@@ -39,7 +39,7 @@ type Token struct {
 }
 
 // ID names a token to people.
-func (t Token) ID() string { return t.Hash[:12] }
+func (t Token) ID() string { return t.Hash[:min(len(t.Hash), 12)] }
 
 // token gives a token that can be used, by its hash. Errors: ErrToken.
 func (r *Registry) token(ctx context.Context, hash string) (t Token, revision int64, err error) {
@@ -115,7 +115,11 @@ func (r *Registry) CreateToken(ctx context.Context, by audit.Actor, t Token, ttl
 	return secret, t, nil
 }
 
-// Tokens lists the tokens that can still be used, by end, and forgets those that can't.
+// unreadable is the maker of a token that can't be read.
+const unreadable = "(the stored token can't be read)"
+
+// Tokens lists the tokens that can still be used, by end, and forgets those that can't. A stored token that can't be read is listed
+// with what its key says, so that it can be revoked.
 func (r *Registry) Tokens(ctx context.Context) ([]Token, error) {
 	kvs, _, err := r.st.List(ctx, kToken)
 	if err != nil {
@@ -125,8 +129,9 @@ func (r *Registry) Tokens(ctx context.Context) ([]Token, error) {
 	var gone []store.Op
 	for _, kv := range kvs {
 		var t Token
-		if err := json.Unmarshal(kv.Value, &t); err != nil {
-			return nil, fmt.Errorf("identity: %s: %w", kv.Key, err)
+		if err := json.Unmarshal(kv.Value, &t); err != nil || kToken+t.Hash != kv.Key {
+			out = append(out, Token{Hash: strings.TrimPrefix(kv.Key, kToken), CreatedBy: unreadable})
+			continue
 		}
 		if time.Now().After(t.Expires) {
 			gone = append(gone, store.Op{Key: kv.Key, Delete: true})

@@ -3,11 +3,7 @@ package operator
 import (
 	"context"
 	"errors"
-	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"slices"
 
 	"github.com/stopgap-em/stopgap/controller/internal/identity"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
@@ -27,7 +23,8 @@ func (s *Service) anchor() (root [32]byte, floor uint64, err error) {
 }
 
 func describeToken(t identity.Token) *stopgapv1.Token {
-	return &stopgapv1.Token{Id: t.ID(), ExpiresAt: timestamppb.New(t.Expires), UsesLeft: uint32(t.UsesLeft), Labels: t.Labels, AgentId: t.AgentID, CreatedBy: t.CreatedBy}
+	return &stopgapv1.Token{Id: t.ID(), ExpiresAt: stamp(t.Expires), UsesLeft: uint32(t.UsesLeft), Labels: t.Labels, AgentId: t.AgentID,
+		CreatedBy: who(t.CreatedBy)}
 }
 
 // CreateToken implements FleetService.
@@ -37,75 +34,51 @@ func (s *Service) CreateToken(ctx context.Context, r *stopgapv1.CreateTokenReque
 		return nil, s.toStatus(err)
 	}
 	token, kept, err := s.cfg.Registry.CreateToken(ctx, actor(ctx), identity.Token{UsesLeft: int(r.GetUses()), Labels: r.GetLabels()},
-		time.Duration(r.GetTtlSeconds())*time.Second, root, floor)
+		r.GetTtl().AsDuration(), root, floor)
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	return &stopgapv1.CreateTokenResponse{Token: token.String(), Info: describeToken(kept)}, nil
+	return &stopgapv1.CreateTokenResponse{TokenSecret: token.String(), Token: describeToken(kept)}, nil
 }
 
 // ListTokens implements FleetService.
-func (s *Service) ListTokens(ctx context.Context, _ *stopgapv1.ListTokensRequest) (*stopgapv1.ListTokensResponse, error) {
+func (s *Service) ListTokens(ctx context.Context, r *stopgapv1.ListTokensRequest) (*stopgapv1.ListTokensResponse, error) {
 	all, err := s.cfg.Registry.Tokens(ctx)
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	resp := &stopgapv1.ListTokensResponse{}
-	for _, t := range all {
-		resp.Tokens = append(resp.Tokens, describeToken(t))
+	all = slices.DeleteFunc(all, func(t identity.Token) bool {
+		return !hasLabels(t.Labels, r.GetFilter().GetLabels()) || !among(r.GetFilter().GetAgentIds(), t.AgentID)
+	})
+	key := func(t identity.Token) string { return number(uint64(max(t.Expires.Unix(), 0))) + t.Hash }
+	rows, next, total, err := paged(r, all, key, describeToken)
+	if err != nil {
+		return nil, s.toStatus(err)
 	}
-	return resp, nil
+	return &stopgapv1.ListTokensResponse{Tokens: rows, NextPageToken: next, TotalSize: total}, nil
 }
 
 // RevokeToken implements FleetService.
 func (s *Service) RevokeToken(ctx context.Context, r *stopgapv1.RevokeTokenRequest) (*stopgapv1.RevokeTokenResponse, error) {
-	return &stopgapv1.RevokeTokenResponse{}, s.toStatus(s.cfg.Registry.RevokeToken(ctx, r.GetId(), actor(ctx)))
-}
-
-// agentID gives the full id of an agent that the fleet or the registry knows: one that enrolled and never connected too.
-func (s *Service) agentID(name string) (string, error) {
-	if _, ok := s.cfg.Registry.Get(name); ok {
-		return name, nil
-	}
-	a, err := s.cfg.Fleet.Find(name)
-	return a.GetId(), err
-}
-
-// RevokeAgent implements FleetService.
-func (s *Service) RevokeAgent(ctx context.Context, r *stopgapv1.RevokeAgentRequest) (*stopgapv1.RevokeAgentResponse, error) {
-	if len(r.GetReason()) > maxReason {
-		return nil, status.Errorf(codes.InvalidArgument, "a reason of %d bytes, limit %d", len(r.GetReason()), maxReason)
-	}
-	id, err := s.agentID(r.GetId())
-	if err != nil {
-		return nil, s.toStatus(err)
-	}
-	connected := s.cfg.Connected(id)
-	if err := s.cfg.Registry.Revoke(ctx, id, actor(ctx), r.GetReason()); err != nil {
-		return nil, s.toStatus(err)
-	}
-	return &stopgapv1.RevokeAgentResponse{AgentId: id, WasConnected: connected}, nil
-}
-
-// ReenrollAgent implements FleetService.
-func (s *Service) ReenrollAgent(ctx context.Context, r *stopgapv1.ReenrollAgentRequest) (*stopgapv1.ReenrollAgentResponse, error) {
-	root, floor, err := s.anchor()
-	if err != nil {
-		return nil, s.toStatus(err)
-	}
-	id, err := s.agentID(r.GetId())
-	if err != nil {
-		return nil, s.toStatus(err)
-	}
-	token, err := s.cfg.Registry.Reenroll(ctx, id, actor(ctx), time.Duration(r.GetTtlSeconds())*time.Second, root, floor)
-	if err != nil {
-		return nil, s.toStatus(err)
-	}
-	return &stopgapv1.ReenrollAgentResponse{AgentId: id, Token: token.String()}, nil
+	return &stopgapv1.RevokeTokenResponse{}, s.toStatus(s.cfg.Registry.RevokeToken(ctx, r.GetTokenId(), actor(ctx)))
 }
 
 // ListAudit implements FleetService.
 func (s *Service) ListAudit(ctx context.Context, r *stopgapv1.ListAuditRequest) (*stopgapv1.ListAuditResponse, error) {
-	resp, err := s.cfg.Audit.List(ctx, r.GetAfter())
-	return resp, s.toStatus(err)
+	f := r.GetFilter()
+	entries, broken, err := s.cfg.Audit.List(ctx, f.GetAfterSequence())
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	entries = slices.DeleteFunc(entries, func(e *stopgapv1.AuditEntry) bool {
+		return !among(f.GetActorKinds(), e.GetActorKind()) || !among(f.GetActorNames(), e.GetActorName()) ||
+			!among(f.GetActions(), e.GetAction()) || !among(f.GetSubjects(), e.GetSubject())
+	})
+	rows, next, total, err := paged(r, entries, func(e *stopgapv1.AuditEntry) string { return number(e.GetSequence()) },
+		func(e *stopgapv1.AuditEntry) *stopgapv1.AuditEntry { return e })
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	return &stopgapv1.ListAuditResponse{Entries: rows, NextPageToken: next, TotalSize: total, ChainHolds: broken == 0,
+		BrokenAtSequence: broken}, nil
 }

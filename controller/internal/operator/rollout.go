@@ -2,18 +2,16 @@ package operator
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"slices"
 	"sort"
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/stopgap-em/stopgap/controller/internal/rollout"
 	"github.com/stopgap-em/stopgap/controller/internal/rollout/engine"
 	stopgapv1 "github.com/stopgap-em/stopgap/proto/stopgap/v1"
 	"github.com/stopgap-em/stopgap/shared/mitigation"
@@ -21,15 +19,10 @@ import (
 	"github.com/stopgap-em/stopgap/shared/tufpolicy"
 )
 
-var errStrategy = errors.New("refused")
-
-// maxStrategy bounds a strategy, in bytes.
-const maxStrategy = 64 << 10
-
-func items(in []*stopgapv1.RolloutItem) []engine.Item {
+func items(in []*stopgapv1.MitigationRef) []engine.Item {
 	out := make([]engine.Item, len(in))
 	for i, it := range in {
-		out[i] = engine.Item{Mitigation: it.GetMitigation(), Revision: it.GetRevision()}
+		out[i] = engine.Item{Mitigation: it.GetMitigationId(), Revision: it.GetRevision()}
 	}
 	return out
 }
@@ -41,7 +34,7 @@ func stamp(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// shown is a time of a rollout's own clock as the wall shows it, but for gaps since.
+// shown is a time of a rollout's own clock as wall-clock time, without the gaps since then.
 func shown(x *engine.Rollout, t time.Time) time.Time {
 	if t.IsZero() {
 		return t
@@ -49,199 +42,188 @@ func shown(x *engine.Rollout, t time.Time) time.Time {
 	return t.Add(x.Skew)
 }
 
+// phaseOf and stateOf give the enum value of the same name: UNSPECIFIED for what a newer controller stored.
+func phaseOf(p engine.Phase) stopgapv1.RolloutPhase {
+	return stopgapv1.RolloutPhase(stopgapv1.RolloutPhase_value["ROLLOUT_PHASE_"+string(p)])
+}
+
+func stateOf(s engine.MemberState) stopgapv1.MemberState {
+	return stopgapv1.MemberState(stopgapv1.MemberState_value["MEMBER_STATE_"+strings.ToUpper(string(s))])
+}
+
 func (s *Service) rolloutMessage(x *engine.Rollout) *stopgapv1.Rollout {
-	raw, err := json.Marshal(x.Strategy)
-	if err != nil {
-		raw = nil // can't happen: it came from there
-	}
-	out := &stopgapv1.Rollout{Id: x.ID, Strategy: x.Strategy.Name, By: x.By, Created: stamp(x.Created), Phase: string(x.Phase), Wave: uint32(x.Wave) + 1,
-		Waves: uint32(len(x.Strategy.Waves)), Reason: x.Reason, Since: stamp(shown(x, x.Since)), Deadline: stamp(x.Deadline), Counts: map[string]uint32{}, StrategyJson: string(raw)}
+	out := &stopgapv1.Rollout{Id: x.ID, Strategy: strategyMessage(x.Strategy), CreatedBy: who(x.By), CreatedAt: stamp(x.Created),
+		Phase: phaseOf(x.Phase), Wave: uint32(x.Wave) + 1, Reason: x.Reason, Since: stamp(shown(x, x.Since)), Deadline: stamp(x.Deadline),
+		Progress: progress(x)}
 	docs := s.cfg.Policy.Current().Documents
 	for _, it := range x.Items {
-		out.Items = append(out.Items, &stopgapv1.RolloutItem{Mitigation: it.Mitigation, Revision: it.Revision})
+		out.Mitigations = append(out.Mitigations, &stopgapv1.MitigationRef{MitigationId: it.Mitigation, Revision: it.Revision})
 		if d := docs[tufpolicy.DocumentPath(it.Mitigation, it.Revision)]; d != nil {
 			out.SideEffects = append(out.SideEffects, d.GetSideEffects()...)
 		}
 	}
+	return out
+}
+
+// progress counts servers by wave and state.
+func progress(x *engine.Rollout) (out []*stopgapv1.WaveProgress) {
+	waves := map[int]map[stopgapv1.MemberState]uint32{}
 	for _, m := range x.Members {
-		out.Counts[string(m.State)]++
-	}
-	return out
-}
-
-func members(x *engine.Rollout) []*stopgapv1.RolloutMember {
-	out := make([]*stopgapv1.RolloutMember, 0, len(x.Members))
-	for id, m := range x.Members {
-		out = append(out, &stopgapv1.RolloutMember{AgentId: id, Name: m.Name, Wave: uint32(m.Wave) + 1, State: string(m.State), Reason: m.Reason, Since: stamp(shown(x, m.Since)), Counted: m.Counted})
-	}
-	sortMembers(out)
-	return out
-}
-
-func sortMembers(all []*stopgapv1.RolloutMember) {
-	sort.Slice(all, func(i, j int) bool {
-		a, b := all[i], all[j]
-		if a.GetWave() != b.GetWave() {
-			return a.GetWave() < b.GetWave()
+		if waves[m.Wave] == nil {
+			waves[m.Wave] = map[stopgapv1.MemberState]uint32{}
 		}
-		return a.GetName()+a.GetAgentId() < b.GetName()+b.GetAgentId()
-	})
+		waves[m.Wave][stateOf(m.State)]++
+	}
+	for _, n := range slices.Sorted(maps.Keys(waves)) {
+		w := &stopgapv1.WaveProgress{Wave: uint32(n) + 1}
+		for _, state := range slices.Sorted(maps.Keys(waves[n])) {
+			w.Counts = append(w.Counts, &stopgapv1.MemberStateCount{State: state, Count: waves[n][state]})
+		}
+		out = append(out, w)
+	}
+	return out
 }
+
+// memberKey orders the servers of a rollout by wave, name and id.
+func memberKey(m *stopgapv1.RolloutMember) string {
+	return number(uint64(m.GetWave())) + m.GetAgentName() + "\x00" + m.GetAgentId()
+}
+
+func same[M any](m M) M { return m }
 
 // PlanRollout implements FleetService.
 func (s *Service) PlanRollout(_ context.Context, r *stopgapv1.PlanRolloutRequest) (*stopgapv1.PlanRolloutResponse, error) {
-	id, strategy, seen, waves, err := s.cfg.Rollout.Plan(items(r.GetItems()), r.GetStrategy())
+	id, strategy, seen, waves, err := s.cfg.Rollout.Plan(items(r.GetMitigations()), r.GetStrategy())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	raw, err := json.Marshal(strategy)
-	if err != nil {
-		return nil, s.toStatus(err)
-	}
-	resp := &stopgapv1.PlanRolloutResponse{Id: id, StrategyJson: string(raw)}
+	var all []*stopgapv1.RolloutMember
 	for _, x := range seen {
-		m := &stopgapv1.RolloutMember{AgentId: x.ID, Name: x.Name, Wave: uint32(waves[x.ID]) + 1, State: string(engine.Waiting), Counted: x.Connected}
+		m := &stopgapv1.RolloutMember{AgentId: x.ID, AgentName: x.Name, Wave: uint32(waves[x.ID]) + 1, State: stateOf(engine.Waiting),
+			Counted: x.Connected}
 		if !x.Connected {
 			m.Reason = "not connected now"
 		}
-		resp.Members = append(resp.Members, m)
+		all = append(all, m)
 	}
-	sortMembers(resp.Members)
-	return resp, nil
+	rows, next, total, err := paged(r, all, memberKey, same)
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	return &stopgapv1.PlanRolloutResponse{Members: rows, NextPageToken: next, TotalSize: total, RolloutId: id,
+		Strategy: strategyMessage(strategy)}, nil
 }
 
-// StartRollout implements FleetService.
-func (s *Service) StartRollout(ctx context.Context, r *stopgapv1.StartRolloutRequest) (*stopgapv1.StartRolloutResponse, error) {
-	x, err := s.cfg.Rollout.Start(ctx, items(r.GetItems()), r.GetStrategy(), r.GetPlanOnly(), actor(ctx).String())
+// CreateRollout implements FleetService.
+func (s *Service) CreateRollout(ctx context.Context, r *stopgapv1.CreateRolloutRequest) (*stopgapv1.CreateRolloutResponse, error) {
+	x, err := s.cfg.Rollout.Start(ctx, items(r.GetMitigations()), r.GetStrategy(), r.GetPlanOnly(), actor(ctx).String())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
 	s.cfg.Audit.Append(ctx, actor(ctx), "rollout-start", x.ID, "%s: %s", x.Strategy.Name, x.Reason)
-	return &stopgapv1.StartRolloutResponse{Rollout: s.rolloutMessage(x)}, nil
+	return sound(&stopgapv1.CreateRolloutResponse{Rollout: s.rolloutMessage(x)}), nil
 }
 
-// ActOnRollout implements FleetService.
-func (s *Service) ActOnRollout(ctx context.Context, r *stopgapv1.ActOnRolloutRequest) (*stopgapv1.ActOnRolloutResponse, error) {
-	if len(r.GetReason()) > maxReason {
-		return nil, status.Errorf(codes.InvalidArgument, "a reason of %d bytes, limit %d", len(r.GetReason()), maxReason)
+// act does something with a rollout, and gives the rollout afterwards.
+func (s *Service) act(ctx context.Context, id string, verb engine.Verb, reason string) (*stopgapv1.Rollout, error) {
+	if err := bounds(reason); err != nil {
+		return nil, err
 	}
-	x, err := s.cfg.Rollout.Act(ctx, r.GetId(), engine.Verb(r.GetVerb()), actor(ctx).String(), r.GetReason())
+	x, err := s.cfg.Rollout.Act(ctx, id, verb, actor(ctx).String(), reason)
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	s.cfg.Audit.Append(ctx, actor(ctx), "rollout-"+r.GetVerb(), x.ID, "now %s: %s", x.Phase, x.Reason)
-	return &stopgapv1.ActOnRolloutResponse{Rollout: s.rolloutMessage(x)}, nil
+	s.cfg.Audit.Append(ctx, actor(ctx), "rollout-"+string(verb), x.ID, "now %s: %s", x.Phase, x.Reason)
+	return sound(s.rolloutMessage(x)), nil
+}
+
+// StartRollout implements FleetService.
+func (s *Service) StartRollout(ctx context.Context, r *stopgapv1.StartRolloutRequest) (*stopgapv1.StartRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Start, r.GetReason())
+	return &stopgapv1.StartRolloutResponse{Rollout: x}, err
+}
+
+// PauseRollout implements FleetService.
+func (s *Service) PauseRollout(ctx context.Context, r *stopgapv1.PauseRolloutRequest) (*stopgapv1.PauseRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Pause, r.GetReason())
+	return &stopgapv1.PauseRolloutResponse{Rollout: x}, err
+}
+
+// ResumeRollout implements FleetService.
+func (s *Service) ResumeRollout(ctx context.Context, r *stopgapv1.ResumeRolloutRequest) (*stopgapv1.ResumeRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Resume, r.GetReason())
+	return &stopgapv1.ResumeRolloutResponse{Rollout: x}, err
+}
+
+// ApproveRollout implements FleetService.
+func (s *Service) ApproveRollout(ctx context.Context, r *stopgapv1.ApproveRolloutRequest) (*stopgapv1.ApproveRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Approve, r.GetReason())
+	return &stopgapv1.ApproveRolloutResponse{Rollout: x}, err
+}
+
+// HaltRollout implements FleetService.
+func (s *Service) HaltRollout(ctx context.Context, r *stopgapv1.HaltRolloutRequest) (*stopgapv1.HaltRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Halt, r.GetReason())
+	return &stopgapv1.HaltRolloutResponse{Rollout: x}, err
+}
+
+// RevertRollout implements FleetService.
+func (s *Service) RevertRollout(ctx context.Context, r *stopgapv1.RevertRolloutRequest) (*stopgapv1.RevertRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.Revert, r.GetReason())
+	return &stopgapv1.RevertRolloutResponse{Rollout: x}, err
+}
+
+// FinishRollout implements FleetService.
+func (s *Service) FinishRollout(ctx context.Context, r *stopgapv1.FinishRolloutRequest) (*stopgapv1.FinishRolloutResponse, error) {
+	x, err := s.act(ctx, r.GetRolloutId(), engine.FinishNow, r.GetReason())
+	return &stopgapv1.FinishRolloutResponse{Rollout: x}, err
 }
 
 // ListRollouts implements FleetService.
-func (s *Service) ListRollouts(context.Context, *stopgapv1.ListRolloutsRequest) (*stopgapv1.ListRolloutsResponse, error) {
-	resp := &stopgapv1.ListRolloutsResponse{}
-	for _, x := range s.cfg.Rollout.List() {
-		resp.Rollouts = append(resp.Rollouts, s.rolloutMessage(x))
+func (s *Service) ListRollouts(_ context.Context, r *stopgapv1.ListRolloutsRequest) (*stopgapv1.ListRolloutsResponse, error) {
+	f := r.GetFilter()
+	all := slices.DeleteFunc(s.cfg.Rollout.List(), func(x *engine.Rollout) bool {
+		about := func(it engine.Item) bool { return among(f.GetMitigationIds(), it.Mitigation) }
+		return !among(f.GetPhases(), phaseOf(x.Phase)) || !among(f.GetStrategies(), x.Strategy.Name) || !slices.ContainsFunc(x.Items, about)
+	})
+	newest := func(x *engine.Rollout) string { return number(math.MaxUint64-engine.Number(x.ID)) + x.ID }
+	rows, next, total, err := paged(r, all, newest, s.rolloutMessage)
+	if err != nil {
+		return nil, s.toStatus(err)
 	}
-	return resp, nil
+	return &stopgapv1.ListRolloutsResponse{Rollouts: rows, NextPageToken: next, TotalSize: total}, nil
 }
 
 // GetRollout implements FleetService.
 func (s *Service) GetRollout(_ context.Context, r *stopgapv1.GetRolloutRequest) (*stopgapv1.GetRolloutResponse, error) {
-	x, err := s.cfg.Rollout.Get(r.GetId())
+	x, err := s.cfg.Rollout.Get(r.GetRolloutId())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	return &stopgapv1.GetRolloutResponse{Rollout: s.rolloutMessage(x), Members: members(x)}, nil
+	return sound(&stopgapv1.GetRolloutResponse{Rollout: s.rolloutMessage(x)}), nil
 }
 
-// ListStrategies implements FleetService.
-func (s *Service) ListStrategies(context.Context, *stopgapv1.ListStrategiesRequest) (*stopgapv1.ListStrategiesResponse, error) {
-	all, byDefault := s.cfg.Rollout.Strategies()
-	resp := &stopgapv1.ListStrategiesResponse{DefaultName: byDefault}
-	for _, x := range all {
-		raw, err := json.Marshal(x)
-		if err != nil {
-			return nil, s.toStatus(err)
-		}
-		resp.StrategiesJson = append(resp.StrategiesJson, string(raw))
-	}
-	return resp, nil
-}
-
-// SetStrategy implements FleetService.
-func (s *Service) SetStrategy(ctx context.Context, r *stopgapv1.SetStrategyRequest) (*stopgapv1.SetStrategyResponse, error) {
-	if len(r.GetStrategyJson()) > maxStrategy {
-		return nil, status.Errorf(codes.InvalidArgument, "a strategy of %d bytes, limit %d", len(r.GetStrategyJson()), maxStrategy)
-	}
-	name := ""
-	if r.GetStrategyJson() != "" {
-		x, err := engine.ParseStrategy([]byte(r.GetStrategyJson()))
-		if err != nil {
-			return nil, s.toStatus(fmt.Errorf("%w: %w", errStrategy, err))
-		}
-		if err := s.cfg.Rollout.SetStrategy(ctx, x); err != nil {
-			return nil, s.toStatus(err)
-		}
-		name = x.Name
-		s.cfg.Audit.Append(ctx, actor(ctx), "strategy-set", name, "%s", r.GetStrategyJson())
-	}
-	if r.GetDelete() != "" {
-		if err := s.cfg.Rollout.DeleteStrategy(ctx, r.GetDelete()); err != nil {
-			return nil, s.toStatus(err)
-		}
-		name = r.GetDelete()
-		s.cfg.Audit.Append(ctx, actor(ctx), "strategy-delete", name, "")
-	}
-	if r.GetMakeDefault() != "" {
-		if err := s.cfg.Rollout.MakeDefault(ctx, r.GetMakeDefault()); err != nil {
-			return nil, s.toStatus(err)
-		}
-		name = r.GetMakeDefault()
-		s.cfg.Audit.Append(ctx, actor(ctx), "strategy-default", name, "for what is published from now on")
-	}
-	return &stopgapv1.SetStrategyResponse{Name: name}, nil
-}
-
-// SetSwitch implements FleetService.
-func (s *Service) SetSwitch(ctx context.Context, r *stopgapv1.SetSwitchRequest) (*stopgapv1.SetSwitchResponse, error) {
-	if len(r.GetReason()) > maxReason || len(r.GetLabel()) > maxReason || len(r.GetMitigation()) > maxReason {
-		return nil, status.Errorf(codes.InvalidArgument, "at most %d bytes each", maxReason)
-	}
-	sw := rollout.Switch{Mitigation: r.GetMitigation(), Scope: rollout.ScopeFleet, Reason: r.GetReason(), By: actor(ctx).String(), Since: time.Now().UTC()}
-	switch {
-	case r.GetLabel() != "" && r.GetAgent() != "":
-		return nil, status.Error(codes.InvalidArgument, "a label or a server, not both")
-	case r.GetLabel() != "":
-		sw.Scope = rollout.LabelScope(r.GetLabel())
-	case r.GetAgent() != "":
-		a, err := s.cfg.Fleet.Find(r.GetAgent())
-		if err != nil {
-			return nil, s.toStatus(err)
-		}
-		sw.Scope = rollout.AgentScope(a.GetId())
-	}
-	n, err := s.cfg.Rollout.Switch(ctx, sw, r.GetOff())
+// ListRolloutMembers implements FleetService.
+func (s *Service) ListRolloutMembers(
+	_ context.Context, r *stopgapv1.ListRolloutMembersRequest,
+) (*stopgapv1.ListRolloutMembersResponse, error) {
+	x, err := s.cfg.Rollout.Get(r.GetRolloutId())
 	if err != nil {
 		return nil, s.toStatus(err)
 	}
-	what := sw.Mitigation
-	if what == "" {
-		what = "everything"
-	}
-	s.cfg.Audit.Append(ctx, actor(ctx), map[bool]string{true: "switch-off", false: "switch-on"}[r.GetOff()], sw.Scope, "%s, %d servers: %s", what, n, r.GetReason())
-	return &stopgapv1.SetSwitchResponse{Scope: sw.Scope, Servers: uint32(n)}, nil
-}
-
-// ListSwitches implements FleetService.
-func (s *Service) ListSwitches(context.Context, *stopgapv1.ListSwitchesRequest) (*stopgapv1.ListSwitchesResponse, error) {
-	resp := &stopgapv1.ListSwitchesResponse{}
-	for _, x := range s.cfg.Rollout.Switches() {
-		scope := x.Scope
-		if id, ok := strings.CutPrefix(scope, "agent "); ok {
-			if name, _ := s.cfg.Fleet.Label(id); name != "" {
-				scope = "agent " + name
-			}
+	var all []*stopgapv1.RolloutMember
+	for id, m := range x.Members {
+		row := &stopgapv1.RolloutMember{AgentId: id, AgentName: m.Name, Wave: uint32(m.Wave) + 1, State: stateOf(m.State), Reason: m.Reason,
+			Since: stamp(shown(x, m.Since)), Counted: m.Counted}
+		if among(r.GetFilter().GetStates(), row.GetState()) && among(r.GetFilter().GetWaves(), row.GetWave()) {
+			all = append(all, row)
 		}
-		resp.Switches = append(resp.Switches, &stopgapv1.Switch{Mitigation: x.Mitigation, Scope: scope, Reason: x.Reason, By: x.By, Since: stamp(x.Since)})
 	}
-	return resp, nil
+	rows, next, total, err := paged(r, all, memberKey, same)
+	if err != nil {
+		return nil, s.toStatus(err)
+	}
+	return &stopgapv1.ListRolloutMembersResponse{Members: rows, NextPageToken: next, TotalSize: total}, nil
 }
 
 // explain follows the decisions of the controller, and ends with what the server itself says.
@@ -258,8 +240,8 @@ func (s *Service) explain(id string, recs []*stopgapv1.OutcomeRecord) []*stopgap
 	}
 	var out []*stopgapv1.Explanation
 	for m, lines := range steps {
-		out = append(out, &stopgapv1.Explanation{Mitigation: m, Steps: lines})
+		out = append(out, &stopgapv1.Explanation{MitigationId: m, Steps: lines})
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].GetMitigation() < out[j].GetMitigation() })
+	sort.Slice(out, func(i, j int) bool { return out[i].GetMitigationId() < out[j].GetMitigationId() })
 	return out
 }

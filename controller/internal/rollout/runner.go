@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
@@ -36,7 +35,9 @@ const emergency = "emergency"
 var (
 	ErrNoRollout  = errors.New("no such rollout")
 	ErrNoStrategy = errors.New("no such strategy")
-	ErrBuiltIn    = errors.New("the strategies of the product can't be changed: give yours another name")
+	// ErrStrategyExists: a new strategy has the name of one there is.
+	ErrStrategyExists = errors.New("there is a strategy of that name")
+	ErrBuiltIn        = errors.New("the strategies of the product can't be changed: give yours another name")
 )
 
 // choice is how what is new in a publish is released. It is on disk before the policy is, so that a crash between the two releases
@@ -78,7 +79,7 @@ func (r *Rollout) load(ctx context.Context) error {
 		}
 		r.switches = append(r.switches, s)
 	}
-	sort.Slice(r.switches, func(i, j int) bool { return order(r.switches[i]) < order(r.switches[j]) })
+	sort.Slice(r.switches, func(i, j int) bool { return r.switches[i].Order() < r.switches[j].Order() })
 	if kvs, _, err = r.cfg.Store.List(ctx, kRollout); err != nil {
 		return err
 	}
@@ -98,10 +99,7 @@ func (r *Rollout) load(ctx context.Context) error {
 	return nil
 }
 
-func numberOf(id string) uint64 {
-	n, _ := strconv.ParseUint(strings.TrimPrefix(id, "R"), 10, 64)
-	return n
-}
+func numberOf(id string) uint64 { return engine.Number(id) }
 
 // gives says what the newest rollout that gives a server anything of a revision gives; without one, the newest that is about it. The
 // caller holds the lock.

@@ -45,8 +45,36 @@ func builtIn(name string) bool {
 	return false
 }
 
-// SetStrategy stores a strategy. Errors: ErrBuiltIn.
-func (r *Rollout) SetStrategy(ctx context.Context, s engine.Strategy) error {
+// Strategy gives one by name. Errors: ErrNoStrategy.
+func (r *Rollout) Strategy(name string) (engine.Strategy, error) {
+	if name == "" {
+		return engine.Strategy{}, fmt.Errorf("%w: %q", ErrNoStrategy, name)
+	}
+	return r.strategy(name)
+}
+
+// CreateStrategy stores a strategy with a new name. Errors: ErrBuiltIn, ErrStrategyExists.
+func (r *Rollout) CreateStrategy(ctx context.Context, s engine.Strategy) error {
+	r.step.Lock()
+	defer r.step.Unlock()
+	if _, err := r.Strategy(s.Name); err == nil && !builtIn(s.Name) {
+		return fmt.Errorf("%w: %s", ErrStrategyExists, s.Name)
+	}
+	return r.putStrategy(ctx, s)
+}
+
+// UpdateStrategy replaces the strategy of the same name; with missing, there need not be one. Errors: ErrBuiltIn, ErrNoStrategy.
+func (r *Rollout) UpdateStrategy(ctx context.Context, s engine.Strategy, missing bool) error {
+	r.step.Lock()
+	defer r.step.Unlock()
+	if _, err := r.Strategy(s.Name); err != nil && !missing {
+		return err
+	}
+	return r.putStrategy(ctx, s)
+}
+
+// putStrategy stores a strategy. The caller holds step.
+func (r *Rollout) putStrategy(ctx context.Context, s engine.Strategy) error {
 	if builtIn(s.Name) {
 		return fmt.Errorf("%w: %s", ErrBuiltIn, s.Name)
 	}
@@ -83,7 +111,7 @@ func (r *Rollout) DeleteStrategy(ctx context.Context, name string) error {
 
 // MakeDefault makes a strategy the one for what is published. Errors: ErrNoStrategy.
 func (r *Rollout) MakeDefault(ctx context.Context, name string) error {
-	if _, err := r.strategy(name); err != nil {
+	if _, err := r.Strategy(name); err != nil {
 		return err
 	}
 	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: kDefault, Value: []byte(name)}}); err != nil {

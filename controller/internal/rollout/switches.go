@@ -39,6 +39,17 @@ func LabelScope(label string) string { return scopeLabel + label }
 // AgentScope names one server.
 func AgentScope(id string) string { return scopeAgent + id }
 
+// ParseScope gives the label (KEY=VALUE) or the server of a scope; both are empty for the whole fleet.
+func ParseScope(scope string) (label, agent string) {
+	if id, ok := strings.CutPrefix(scope, scopeAgent); ok {
+		return "", id
+	}
+	if l, ok := strings.CutPrefix(scope, scopeLabel); ok {
+		return l, ""
+	}
+	return "", ""
+}
+
 // ErrSwitch is returned for a switch that can't be.
 var ErrSwitch = errors.New("switch")
 
@@ -65,7 +76,8 @@ func (r *Rollout) switchedOff(id string, srv Server) *Switch {
 	return nil
 }
 
-func order(s Switch) string {
+// Order is the place of a switch among all: the fleet first, then labels, then servers.
+func (s Switch) Order() string {
 	rank := map[bool]string{true: "2", false: "1"}[strings.HasPrefix(s.Scope, scopeAgent)]
 	if s.Scope == ScopeFleet {
 		rank = "0"
@@ -109,7 +121,7 @@ func (r *Rollout) Switch(ctx context.Context, s Switch, off bool) (int, error) {
 	if _, err := r.cfg.Store.Txn(ctx, nil, []store.Op{{Key: key, Value: raw, Delete: !off}}); err != nil {
 		return 0, err
 	}
-	sort.Slice(next, func(i, j int) bool { return order(next[i]) < order(next[j]) })
+	sort.Slice(next, func(i, j int) bool { return next[i].Order() < next[j].Order() })
 	r.mu.Lock()
 	r.switches = next
 	r.generation.Add(1)

@@ -318,7 +318,7 @@ func (w *world) strategy(raw string) string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if err := w.r.SetStrategy(w.t.Context(), s); err != nil {
+	if err := w.r.UpdateStrategy(w.t.Context(), s, true); err != nil {
 		w.t.Fatal(err)
 	}
 	return s.Name

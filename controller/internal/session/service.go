@@ -283,7 +283,8 @@ func (s *Service) auditRefusal(ctx context.Context, h *stopgapv1.Hello) {
 	if h.GetAttemptedError() == "" {
 		return
 	}
-	if a, err := s.cfg.Fleet.Find(h.GetAgentId()); err == nil && a.GetRefusedVersion() == h.GetAttemptedVersion() && a.GetRefusedError() != "" {
+	a, err := s.cfg.Fleet.Find(h.GetAgentId())
+	if u := a.GetRefusedUpdate(); err == nil && u != nil && u.GetTimestampVersion() == h.GetAttemptedVersion() {
 		return
 	}
 	s.cfg.Audit.Append(ctx, audit.Agent(h.GetAgentId()), "policy-refused", fmt.Sprintf("timestamp %d", h.GetAttemptedVersion()), "%s", clip(h.GetAttemptedError()))

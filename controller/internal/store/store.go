@@ -83,6 +83,11 @@ type Mark struct {
 	Sequence uint64
 }
 
+// Position is a place in the order of current outcomes: that of one outcome.
+type Position struct {
+	Mitigation, Agent string
+}
+
 // Outcomes records outcomes, each exactly once. It is safe for concurrent use.
 type Outcomes interface {
 	// CommitBatch records the outcomes of many agents in one durable transaction, and gives the mark of each batch
@@ -94,7 +99,11 @@ type Outcomes interface {
 	// Current gives the last outcome of each mitigation on each agent, by mitigation and agent, and the revision at which
 	// that was so. An empty mitigation means all.
 	Current(ctx context.Context, mitigation string) ([]*stopgapv1.OutcomeRecord, int64, error)
-	// OfAgent gives the current outcomes of one agent, by mitigation.
+	// Scan calls visit with the last outcome of each mitigation on each agent after a position, by mitigation and agent, until
+	// visit returns false; and gives the revision at which that was so. The zero position is before the first. A stored outcome that
+	// can't be read is given in the state UNSPECIFIED, with the reason. Visit must not call the store.
+	Scan(ctx context.Context, after Position, visit func(r *stopgapv1.OutcomeRecord) bool) (int64, error)
+	// OfAgent gives the current outcomes of one agent, by mitigation. One that can't be read is given as Scan does.
 	OfAgent(ctx context.Context, agent string) ([]*stopgapv1.OutcomeRecord, error)
 	// Since blocks until outcomes were recorded after a revision, and gives them with the revision to go on after. It
 	// may give fewer than there are. ErrCompacted.

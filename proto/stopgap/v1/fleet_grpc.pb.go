@@ -4,7 +4,17 @@
 // - protoc             (unknown)
 // source: stopgap/v1/fleet.proto
 
-// What operators can ask of and tell a controller.
+// What operators can ask of a controller, and what they can tell it to do.
+//
+// Lists come in pages. A request names at most page_size rows: 0 means 100, more than 1,000 means 1,000, and a page may be shorter
+// because of its size in bytes. next_page_token of one answer is page_token of the next request; it is empty on the last page. It is
+// opaque, valid only with the same filter, and holds a place in a stable order: a row that exists during the whole listing is given
+// exactly once, whatever else is added or removed meanwhile. total_size, where there is one, is the number of rows that the filter lets
+// through. A filter lets a row through when every field that is set does; a repeated field does when any of its values fits.
+// Errors of every list: INVALID_ARGUMENT (page_token is not from this listing).
+//
+// An enum value that a client does not know comes from a newer controller: show its number. Texts named reason, error, text, detail,
+// changes and steps are for people; no client has to parse one.
 
 package stopgapv1
 
@@ -21,29 +31,45 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	FleetService_Publish_FullMethodName         = "/stopgap.v1.FleetService/Publish"
-	FleetService_SetRelease_FullMethodName      = "/stopgap.v1.FleetService/SetRelease"
-	FleetService_ListMitigations_FullMethodName = "/stopgap.v1.FleetService/ListMitigations"
-	FleetService_ListAgents_FullMethodName      = "/stopgap.v1.FleetService/ListAgents"
-	FleetService_GetAgent_FullMethodName        = "/stopgap.v1.FleetService/GetAgent"
-	FleetService_ListOutcomes_FullMethodName    = "/stopgap.v1.FleetService/ListOutcomes"
-	FleetService_Watch_FullMethodName           = "/stopgap.v1.FleetService/Watch"
-	FleetService_Recheck_FullMethodName         = "/stopgap.v1.FleetService/Recheck"
-	FleetService_CreateToken_FullMethodName     = "/stopgap.v1.FleetService/CreateToken"
-	FleetService_ListTokens_FullMethodName      = "/stopgap.v1.FleetService/ListTokens"
-	FleetService_RevokeToken_FullMethodName     = "/stopgap.v1.FleetService/RevokeToken"
-	FleetService_RevokeAgent_FullMethodName     = "/stopgap.v1.FleetService/RevokeAgent"
-	FleetService_ReenrollAgent_FullMethodName   = "/stopgap.v1.FleetService/ReenrollAgent"
-	FleetService_PlanRollout_FullMethodName     = "/stopgap.v1.FleetService/PlanRollout"
-	FleetService_StartRollout_FullMethodName    = "/stopgap.v1.FleetService/StartRollout"
-	FleetService_ActOnRollout_FullMethodName    = "/stopgap.v1.FleetService/ActOnRollout"
-	FleetService_ListRollouts_FullMethodName    = "/stopgap.v1.FleetService/ListRollouts"
-	FleetService_GetRollout_FullMethodName      = "/stopgap.v1.FleetService/GetRollout"
-	FleetService_ListStrategies_FullMethodName  = "/stopgap.v1.FleetService/ListStrategies"
-	FleetService_SetStrategy_FullMethodName     = "/stopgap.v1.FleetService/SetStrategy"
-	FleetService_SetSwitch_FullMethodName       = "/stopgap.v1.FleetService/SetSwitch"
-	FleetService_ListSwitches_FullMethodName    = "/stopgap.v1.FleetService/ListSwitches"
-	FleetService_ListAudit_FullMethodName       = "/stopgap.v1.FleetService/ListAudit"
+	FleetService_Publish_FullMethodName            = "/stopgap.v1.FleetService/Publish"
+	FleetService_ListMitigations_FullMethodName    = "/stopgap.v1.FleetService/ListMitigations"
+	FleetService_ReleaseMitigation_FullMethodName  = "/stopgap.v1.FleetService/ReleaseMitigation"
+	FleetService_HoldMitigation_FullMethodName     = "/stopgap.v1.FleetService/HoldMitigation"
+	FleetService_RevertMitigation_FullMethodName   = "/stopgap.v1.FleetService/RevertMitigation"
+	FleetService_ListAgents_FullMethodName         = "/stopgap.v1.FleetService/ListAgents"
+	FleetService_GetAgent_FullMethodName           = "/stopgap.v1.FleetService/GetAgent"
+	FleetService_Recheck_FullMethodName            = "/stopgap.v1.FleetService/Recheck"
+	FleetService_RevokeAgent_FullMethodName        = "/stopgap.v1.FleetService/RevokeAgent"
+	FleetService_ReenrollAgent_FullMethodName      = "/stopgap.v1.FleetService/ReenrollAgent"
+	FleetService_ListOutcomes_FullMethodName       = "/stopgap.v1.FleetService/ListOutcomes"
+	FleetService_Watch_FullMethodName              = "/stopgap.v1.FleetService/Watch"
+	FleetService_CreateToken_FullMethodName        = "/stopgap.v1.FleetService/CreateToken"
+	FleetService_ListTokens_FullMethodName         = "/stopgap.v1.FleetService/ListTokens"
+	FleetService_RevokeToken_FullMethodName        = "/stopgap.v1.FleetService/RevokeToken"
+	FleetService_PlanRollout_FullMethodName        = "/stopgap.v1.FleetService/PlanRollout"
+	FleetService_CreateRollout_FullMethodName      = "/stopgap.v1.FleetService/CreateRollout"
+	FleetService_StartRollout_FullMethodName       = "/stopgap.v1.FleetService/StartRollout"
+	FleetService_PauseRollout_FullMethodName       = "/stopgap.v1.FleetService/PauseRollout"
+	FleetService_ResumeRollout_FullMethodName      = "/stopgap.v1.FleetService/ResumeRollout"
+	FleetService_ApproveRollout_FullMethodName     = "/stopgap.v1.FleetService/ApproveRollout"
+	FleetService_HaltRollout_FullMethodName        = "/stopgap.v1.FleetService/HaltRollout"
+	FleetService_RevertRollout_FullMethodName      = "/stopgap.v1.FleetService/RevertRollout"
+	FleetService_FinishRollout_FullMethodName      = "/stopgap.v1.FleetService/FinishRollout"
+	FleetService_ListRollouts_FullMethodName       = "/stopgap.v1.FleetService/ListRollouts"
+	FleetService_GetRollout_FullMethodName         = "/stopgap.v1.FleetService/GetRollout"
+	FleetService_ListRolloutMembers_FullMethodName = "/stopgap.v1.FleetService/ListRolloutMembers"
+	FleetService_ListStrategies_FullMethodName     = "/stopgap.v1.FleetService/ListStrategies"
+	FleetService_GetStrategy_FullMethodName        = "/stopgap.v1.FleetService/GetStrategy"
+	FleetService_CreateStrategy_FullMethodName     = "/stopgap.v1.FleetService/CreateStrategy"
+	FleetService_UpdateStrategy_FullMethodName     = "/stopgap.v1.FleetService/UpdateStrategy"
+	FleetService_DeleteStrategy_FullMethodName     = "/stopgap.v1.FleetService/DeleteStrategy"
+	FleetService_SetDefaultStrategy_FullMethodName = "/stopgap.v1.FleetService/SetDefaultStrategy"
+	FleetService_PauseFleet_FullMethodName         = "/stopgap.v1.FleetService/PauseFleet"
+	FleetService_ResumeFleet_FullMethodName        = "/stopgap.v1.FleetService/ResumeFleet"
+	FleetService_WithholdMitigation_FullMethodName = "/stopgap.v1.FleetService/WithholdMitigation"
+	FleetService_AllowMitigation_FullMethodName    = "/stopgap.v1.FleetService/AllowMitigation"
+	FleetService_ListSwitches_FullMethodName       = "/stopgap.v1.FleetService/ListSwitches"
+	FleetService_ListAudit_FullMethodName          = "/stopgap.v1.FleetService/ListAudit"
 )
 
 // FleetServiceClient is the client API for FleetService service.
@@ -52,64 +78,100 @@ const (
 //
 // FleetService is called by operators, with a client certificate that `stopgap-controller init` issued.
 type FleetServiceClient interface {
-	// Publish hands over a signed policy directory: roots, targets metadata and documents. The controller verifies all of it
-	// before it stores any. The first root a controller ever sees is taken on an admin's word; later ones must be signed by
-	// the root before. Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the
-	// first root from somebody who is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other
-	// online keys), ALREADY_EXISTS (the same version or revision with other content), RESOURCE_EXHAUSTED.
+	// Publish uploads a signed policy directory: roots, targets metadata and documents. The controller verifies all of it before it stores
+	// any of it. The first root a controller ever sees is accepted only from an admin; a later one must be signed by the root before it.
+	// Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the first root from somebody who
+	// is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other online keys), ALREADY_EXISTS (the same version
+	// or revision with other content), NOT_FOUND (strategy), RESOURCE_EXHAUSTED.
 	Publish(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[PublishRequest, PublishResponse], error)
-	// SetRelease releases a revision, holds it back from servers that don't have it, or asks agents to take it off, which they
-	// do only as far as signed policy permits. Errors: NOT_FOUND (not in policy).
-	SetRelease(ctx context.Context, in *SetReleaseRequest, opts ...grpc.CallOption) (*SetReleaseResponse, error)
-	// ListMitigations lists what is in the policy, with how many servers are in which state.
+	// ListMitigations lists the revisions in the policy, with how many servers are in which state; by id and revision.
 	ListMitigations(ctx context.Context, in *ListMitigationsRequest, opts ...grpc.CallOption) (*ListMitigationsResponse, error)
-	// ListAgents lists every known server.
-	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAgentsResponse], error)
-	// GetAgent shows one server with its outcomes. The id may be a unique prefix, or the name. Errors: NOT_FOUND,
-	// FAILED_PRECONDITION (not unique).
+	// ReleaseMitigation ends a hold or a revert: rollouts decide again who gets the revision. Errors: NOT_FOUND (not in policy).
+	ReleaseMitigation(ctx context.Context, in *ReleaseMitigationRequest, opts ...grpc.CallOption) (*ReleaseMitigationResponse, error)
+	// HoldMitigation holds a revision back from servers that do not have it; servers that have it keep it. Errors: NOT_FOUND (not in policy).
+	HoldMitigation(ctx context.Context, in *HoldMitigationRequest, opts ...grpc.CallOption) (*HoldMitigationResponse, error)
+	// RevertMitigation asks agents to revert a revision, which they do only as far as signed policy permits. Errors: NOT_FOUND (not in
+	// policy), INVALID_ARGUMENT (no reason).
+	RevertMitigation(ctx context.Context, in *RevertMitigationRequest, opts ...grpc.CallOption) (*RevertMitigationResponse, error)
+	// ListAgents lists every known server, by organisation, name and id.
+	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
+	// GetAgent shows one server with its outcomes. Errors: NOT_FOUND, FAILED_PRECONDITION (the name is not unique).
 	GetAgent(ctx context.Context, in *GetAgentRequest, opts ...grpc.CallOption) (*GetAgentResponse, error)
-	// ListOutcomes lists the current outcome of each mitigation on each server.
-	ListOutcomes(ctx context.Context, in *ListOutcomesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListOutcomesResponse], error)
-	// Watch sends outcomes as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history before that revision is
-	// gone: list, then watch from the revision listed).
-	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
+	// Recheck asks connected agents to read their servers and reconcile now. Errors: NOT_FOUND, FAILED_PRECONDITION (not unique).
 	Recheck(ctx context.Context, in *RecheckRequest, opts ...grpc.CallOption) (*RecheckResponse, error)
-	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT,
-	// FAILED_PRECONDITION (no policy was published yet, so that there is no root to name), NOT_FOUND (agent).
-	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
-	// ListTokens lists the tokens that can still be used; not their secrets, which nobody has.
-	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
-	// RevokeToken takes a token back. Errors: NOT_FOUND.
-	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
-	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server
-	// stays. Errors: NOT_FOUND.
+	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server stays.
+	// Errors: NOT_FOUND, FAILED_PRECONDITION (not unique).
 	RevokeAgent(ctx context.Context, in *RevokeAgentRequest, opts ...grpc.CallOption) (*RevokeAgentResponse, error)
-	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
-	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
+	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of it) enrols
+	// again and keeps journal, root and version floors. Errors: NOT_FOUND, FAILED_PRECONDITION (not unique, or no policy was published),
+	// INVALID_ARGUMENT.
 	ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error)
-	// PlanRollout says which server would be in which wave; nothing is stored. Errors: NOT_FOUND (revision, strategy).
+	// ListOutcomes lists the current outcome of each mitigation on each server, by mitigation and agent id.
+	ListOutcomes(ctx context.Context, in *ListOutcomesRequest, opts ...grpc.CallOption) (*ListOutcomesResponse, error)
+	// Watch sends outcomes as they are recorded, from a store revision on. Errors: OUT_OF_RANGE (the history before that revision is gone:
+	// list, then watch from the revision of the list).
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (no
+	// policy was published yet, so there is no root for the token to name).
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// ListTokens lists the tokens that can still be used, by expiry; not their secrets, which the controller does not keep.
+	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
+	// RevokeToken makes a token useless. Agents that enrolled with it stay. Errors: NOT_FOUND.
+	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// PlanRollout says which server would be in which wave; nothing is stored. By wave, name and agent id. Errors: NOT_FOUND (revision,
+	// strategy), FAILED_PRECONDITION.
 	PlanRollout(ctx context.Context, in *PlanRolloutRequest, opts ...grpc.CallOption) (*PlanRolloutResponse, error)
-	// StartRollout makes a rollout and starts it. It supersedes those of older revisions. Errors: NOT_FOUND, FAILED_PRECONDITION.
+	// CreateRollout makes a rollout, and starts it unless it is only to be planned. A started one supersedes those of older revisions.
+	// Errors: NOT_FOUND (revision, strategy), FAILED_PRECONDITION.
+	CreateRollout(ctx context.Context, in *CreateRolloutRequest, opts ...grpc.CallOption) (*CreateRolloutResponse, error)
+	// StartRollout starts a planned rollout. Errors of this and the next six: NOT_FOUND, FAILED_PRECONDITION (it does not fit the phase, or
+	// a reason is missing).
 	StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*StartRolloutResponse, error)
-	// ActOnRollout pauses, resumes, approves, halts, reverts, starts a planned one, or releases the rest at once. Errors: NOT_FOUND,
-	// FAILED_PRECONDITION (it does not fit the phase, or lacks a reason).
-	ActOnRollout(ctx context.Context, in *ActOnRolloutRequest, opts ...grpc.CallOption) (*ActOnRolloutResponse, error)
-	// ListRollouts lists rollouts, newest first, without their servers.
+	// PauseRollout releases to no further server until the rollout is resumed. Failures still halt it.
+	PauseRollout(ctx context.Context, in *PauseRolloutRequest, opts ...grpc.CallOption) (*PauseRolloutResponse, error)
+	// ResumeRollout continues a paused rollout.
+	ResumeRollout(ctx context.Context, in *ResumeRolloutRequest, opts ...grpc.CallOption) (*ResumeRolloutResponse, error)
+	// ApproveRollout lets the next wave begin.
+	ApproveRollout(ctx context.Context, in *ApproveRolloutRequest, opts ...grpc.CallOption) (*ApproveRolloutResponse, error)
+	// HaltRollout stops a rollout for good; what then happens on servers that have it is on_halt of its strategy.
+	HaltRollout(ctx context.Context, in *HaltRolloutRequest, opts ...grpc.CallOption) (*HaltRolloutResponse, error)
+	// RevertRollout reverts the revisions on every server that got them by this rollout, as far as signed policy permits.
+	RevertRollout(ctx context.Context, in *RevertRolloutRequest, opts ...grpc.CallOption) (*RevertRolloutResponse, error)
+	// FinishRollout releases to all remaining servers at once, whatever failed. It breaks the glass.
+	FinishRollout(ctx context.Context, in *FinishRolloutRequest, opts ...grpc.CallOption) (*FinishRolloutResponse, error)
+	// ListRollouts lists rollouts, newest first.
 	ListRollouts(ctx context.Context, in *ListRolloutsRequest, opts ...grpc.CallOption) (*ListRolloutsResponse, error)
-	// GetRollout shows one rollout with its servers. Errors: NOT_FOUND.
+	// GetRollout shows one rollout. Errors: NOT_FOUND.
 	GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error)
-	// ListStrategies lists the strategies, those of the product among them.
+	// ListRolloutMembers lists the servers of one rollout, by wave, name and agent id; none once it is released to everybody. Errors:
+	// NOT_FOUND.
+	ListRolloutMembers(ctx context.Context, in *ListRolloutMembersRequest, opts ...grpc.CallOption) (*ListRolloutMembersResponse, error)
+	// ListStrategies lists the strategies, the built-in ones included, by name.
 	ListStrategies(ctx context.Context, in *ListStrategiesRequest, opts ...grpc.CallOption) (*ListStrategiesResponse, error)
-	// SetStrategy stores a strategy, deletes it, or makes it the one for what is published. Running rollouts keep theirs. Errors:
-	// INVALID_ARGUMENT (by place), NOT_FOUND.
-	SetStrategy(ctx context.Context, in *SetStrategyRequest, opts ...grpc.CallOption) (*SetStrategyResponse, error)
-	// SetSwitch stops new applications for the whole fleet, a label or one server, of everything or of one mitigation; or lets them go
-	// on. It removes nothing. Errors: NOT_FOUND (server), INVALID_ARGUMENT.
-	SetSwitch(ctx context.Context, in *SetSwitchRequest, opts ...grpc.CallOption) (*SetSwitchResponse, error)
-	// ListSwitches lists what is switched off.
+	// GetStrategy shows one strategy. Errors: NOT_FOUND.
+	GetStrategy(ctx context.Context, in *GetStrategyRequest, opts ...grpc.CallOption) (*GetStrategyResponse, error)
+	// CreateStrategy stores a new strategy. Errors: INVALID_ARGUMENT (by place), ALREADY_EXISTS, FAILED_PRECONDITION (a built-in name).
+	CreateStrategy(ctx context.Context, in *CreateStrategyRequest, opts ...grpc.CallOption) (*CreateStrategyResponse, error)
+	// UpdateStrategy replaces a strategy. Rollouts that were made with it keep what they began with. Errors: INVALID_ARGUMENT (by place),
+	// NOT_FOUND (unless allow_missing), FAILED_PRECONDITION (built-in).
+	UpdateStrategy(ctx context.Context, in *UpdateStrategyRequest, opts ...grpc.CallOption) (*UpdateStrategyResponse, error)
+	// DeleteStrategy deletes a strategy. Rollouts that were made with it keep it. Errors: NOT_FOUND, FAILED_PRECONDITION (built-in, or the
+	// default).
+	DeleteStrategy(ctx context.Context, in *DeleteStrategyRequest, opts ...grpc.CallOption) (*DeleteStrategyResponse, error)
+	// SetDefaultStrategy chooses the strategy for what is published from now on. Errors: NOT_FOUND.
+	SetDefaultStrategy(ctx context.Context, in *SetDefaultStrategyRequest, opts ...grpc.CallOption) (*SetDefaultStrategyResponse, error)
+	// PauseFleet stops new applications of every mitigation in a scope. What is applied stays and is repaired. Errors of this and the next
+	// three: NOT_FOUND (server), FAILED_PRECONDITION (the name is not unique), INVALID_ARGUMENT (scope; nothing there to end).
+	PauseFleet(ctx context.Context, in *PauseFleetRequest, opts ...grpc.CallOption) (*PauseFleetResponse, error)
+	// ResumeFleet ends a pause of exactly this scope.
+	ResumeFleet(ctx context.Context, in *ResumeFleetRequest, opts ...grpc.CallOption) (*ResumeFleetResponse, error)
+	// WithholdMitigation stops new applications of one mitigation, in every revision, in a scope. What is applied stays and is repaired.
+	WithholdMitigation(ctx context.Context, in *WithholdMitigationRequest, opts ...grpc.CallOption) (*WithholdMitigationResponse, error)
+	// AllowMitigation ends a withholding of this mitigation in exactly this scope.
+	AllowMitigation(ctx context.Context, in *AllowMitigationRequest, opts ...grpc.CallOption) (*AllowMitigationResponse, error)
+	// ListSwitches lists the pauses and withholdings, in the order in which they count: the fleet, labels, servers.
 	ListSwitches(ctx context.Context, in *ListSwitchesRequest, opts ...grpc.CallOption) (*ListSwitchesResponse, error)
-	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
+	// ListAudit lists the audit log, oldest first, and says whether its hash chain holds.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 }
 
@@ -134,16 +196,6 @@ func (c *fleetServiceClient) Publish(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_PublishClient = grpc.ClientStreamingClient[PublishRequest, PublishResponse]
 
-func (c *fleetServiceClient) SetRelease(ctx context.Context, in *SetReleaseRequest, opts ...grpc.CallOption) (*SetReleaseResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SetReleaseResponse)
-	err := c.cc.Invoke(ctx, FleetService_SetRelease_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *fleetServiceClient) ListMitigations(ctx context.Context, in *ListMitigationsRequest, opts ...grpc.CallOption) (*ListMitigationsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListMitigationsResponse)
@@ -154,24 +206,45 @@ func (c *fleetServiceClient) ListMitigations(ctx context.Context, in *ListMitiga
 	return out, nil
 }
 
-func (c *fleetServiceClient) ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListAgentsResponse], error) {
+func (c *fleetServiceClient) ReleaseMitigation(ctx context.Context, in *ReleaseMitigationRequest, opts ...grpc.CallOption) (*ReleaseMitigationResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_ListAgents_FullMethodName, cOpts...)
+	out := new(ReleaseMitigationResponse)
+	err := c.cc.Invoke(ctx, FleetService_ReleaseMitigation_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[ListAgentsRequest, ListAgentsResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
+	return out, nil
 }
 
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_ListAgentsClient = grpc.ServerStreamingClient[ListAgentsResponse]
+func (c *fleetServiceClient) HoldMitigation(ctx context.Context, in *HoldMitigationRequest, opts ...grpc.CallOption) (*HoldMitigationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldMitigationResponse)
+	err := c.cc.Invoke(ctx, FleetService_HoldMitigation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) RevertMitigation(ctx context.Context, in *RevertMitigationRequest, opts ...grpc.CallOption) (*RevertMitigationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevertMitigationResponse)
+	err := c.cc.Invoke(ctx, FleetService_RevertMitigation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAgentsResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListAgents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *fleetServiceClient) GetAgent(ctx context.Context, in *GetAgentRequest, opts ...grpc.CallOption) (*GetAgentResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -183,28 +256,49 @@ func (c *fleetServiceClient) GetAgent(ctx context.Context, in *GetAgentRequest, 
 	return out, nil
 }
 
-func (c *fleetServiceClient) ListOutcomes(ctx context.Context, in *ListOutcomesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListOutcomesResponse], error) {
+func (c *fleetServiceClient) Recheck(ctx context.Context, in *RecheckRequest, opts ...grpc.CallOption) (*RecheckResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[2], FleetService_ListOutcomes_FullMethodName, cOpts...)
+	out := new(RecheckResponse)
+	err := c.cc.Invoke(ctx, FleetService_Recheck_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[ListOutcomesRequest, ListOutcomesResponse]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
-	return x, nil
+	return out, nil
 }
 
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_ListOutcomesClient = grpc.ServerStreamingClient[ListOutcomesResponse]
+func (c *fleetServiceClient) RevokeAgent(ctx context.Context, in *RevokeAgentRequest, opts ...grpc.CallOption) (*RevokeAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeAgentResponse)
+	err := c.cc.Invoke(ctx, FleetService_RevokeAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReenrollAgentResponse)
+	err := c.cc.Invoke(ctx, FleetService_ReenrollAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ListOutcomes(ctx context.Context, in *ListOutcomesRequest, opts ...grpc.CallOption) (*ListOutcomesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListOutcomesResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListOutcomes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *fleetServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[3], FleetService_Watch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &FleetService_ServiceDesc.Streams[1], FleetService_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -220,16 +314,6 @@ func (c *fleetServiceClient) Watch(ctx context.Context, in *WatchRequest, opts .
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_WatchClient = grpc.ServerStreamingClient[WatchResponse]
-
-func (c *fleetServiceClient) Recheck(ctx context.Context, in *RecheckRequest, opts ...grpc.CallOption) (*RecheckResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(RecheckResponse)
-	err := c.cc.Invoke(ctx, FleetService_Recheck_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
 
 func (c *fleetServiceClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -261,30 +345,20 @@ func (c *fleetServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReq
 	return out, nil
 }
 
-func (c *fleetServiceClient) RevokeAgent(ctx context.Context, in *RevokeAgentRequest, opts ...grpc.CallOption) (*RevokeAgentResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(RevokeAgentResponse)
-	err := c.cc.Invoke(ctx, FleetService_RevokeAgent_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *fleetServiceClient) ReenrollAgent(ctx context.Context, in *ReenrollAgentRequest, opts ...grpc.CallOption) (*ReenrollAgentResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ReenrollAgentResponse)
-	err := c.cc.Invoke(ctx, FleetService_ReenrollAgent_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *fleetServiceClient) PlanRollout(ctx context.Context, in *PlanRolloutRequest, opts ...grpc.CallOption) (*PlanRolloutResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PlanRolloutResponse)
 	err := c.cc.Invoke(ctx, FleetService_PlanRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) CreateRollout(ctx context.Context, in *CreateRolloutRequest, opts ...grpc.CallOption) (*CreateRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_CreateRollout_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -301,10 +375,60 @@ func (c *fleetServiceClient) StartRollout(ctx context.Context, in *StartRolloutR
 	return out, nil
 }
 
-func (c *fleetServiceClient) ActOnRollout(ctx context.Context, in *ActOnRolloutRequest, opts ...grpc.CallOption) (*ActOnRolloutResponse, error) {
+func (c *fleetServiceClient) PauseRollout(ctx context.Context, in *PauseRolloutRequest, opts ...grpc.CallOption) (*PauseRolloutResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ActOnRolloutResponse)
-	err := c.cc.Invoke(ctx, FleetService_ActOnRollout_FullMethodName, in, out, cOpts...)
+	out := new(PauseRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_PauseRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ResumeRollout(ctx context.Context, in *ResumeRolloutRequest, opts ...grpc.CallOption) (*ResumeRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_ResumeRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ApproveRollout(ctx context.Context, in *ApproveRolloutRequest, opts ...grpc.CallOption) (*ApproveRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApproveRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_ApproveRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) HaltRollout(ctx context.Context, in *HaltRolloutRequest, opts ...grpc.CallOption) (*HaltRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HaltRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_HaltRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) RevertRollout(ctx context.Context, in *RevertRolloutRequest, opts ...grpc.CallOption) (*RevertRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevertRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_RevertRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) FinishRollout(ctx context.Context, in *FinishRolloutRequest, opts ...grpc.CallOption) (*FinishRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FinishRolloutResponse)
+	err := c.cc.Invoke(ctx, FleetService_FinishRollout_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -331,6 +455,16 @@ func (c *fleetServiceClient) GetRollout(ctx context.Context, in *GetRolloutReque
 	return out, nil
 }
 
+func (c *fleetServiceClient) ListRolloutMembers(ctx context.Context, in *ListRolloutMembersRequest, opts ...grpc.CallOption) (*ListRolloutMembersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRolloutMembersResponse)
+	err := c.cc.Invoke(ctx, FleetService_ListRolloutMembers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *fleetServiceClient) ListStrategies(ctx context.Context, in *ListStrategiesRequest, opts ...grpc.CallOption) (*ListStrategiesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListStrategiesResponse)
@@ -341,20 +475,90 @@ func (c *fleetServiceClient) ListStrategies(ctx context.Context, in *ListStrateg
 	return out, nil
 }
 
-func (c *fleetServiceClient) SetStrategy(ctx context.Context, in *SetStrategyRequest, opts ...grpc.CallOption) (*SetStrategyResponse, error) {
+func (c *fleetServiceClient) GetStrategy(ctx context.Context, in *GetStrategyRequest, opts ...grpc.CallOption) (*GetStrategyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SetStrategyResponse)
-	err := c.cc.Invoke(ctx, FleetService_SetStrategy_FullMethodName, in, out, cOpts...)
+	out := new(GetStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_GetStrategy_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-func (c *fleetServiceClient) SetSwitch(ctx context.Context, in *SetSwitchRequest, opts ...grpc.CallOption) (*SetSwitchResponse, error) {
+func (c *fleetServiceClient) CreateStrategy(ctx context.Context, in *CreateStrategyRequest, opts ...grpc.CallOption) (*CreateStrategyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SetSwitchResponse)
-	err := c.cc.Invoke(ctx, FleetService_SetSwitch_FullMethodName, in, out, cOpts...)
+	out := new(CreateStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_CreateStrategy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) UpdateStrategy(ctx context.Context, in *UpdateStrategyRequest, opts ...grpc.CallOption) (*UpdateStrategyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_UpdateStrategy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) DeleteStrategy(ctx context.Context, in *DeleteStrategyRequest, opts ...grpc.CallOption) (*DeleteStrategyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_DeleteStrategy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) SetDefaultStrategy(ctx context.Context, in *SetDefaultStrategyRequest, opts ...grpc.CallOption) (*SetDefaultStrategyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetDefaultStrategyResponse)
+	err := c.cc.Invoke(ctx, FleetService_SetDefaultStrategy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) PauseFleet(ctx context.Context, in *PauseFleetRequest, opts ...grpc.CallOption) (*PauseFleetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseFleetResponse)
+	err := c.cc.Invoke(ctx, FleetService_PauseFleet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) ResumeFleet(ctx context.Context, in *ResumeFleetRequest, opts ...grpc.CallOption) (*ResumeFleetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeFleetResponse)
+	err := c.cc.Invoke(ctx, FleetService_ResumeFleet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) WithholdMitigation(ctx context.Context, in *WithholdMitigationRequest, opts ...grpc.CallOption) (*WithholdMitigationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WithholdMitigationResponse)
+	err := c.cc.Invoke(ctx, FleetService_WithholdMitigation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *fleetServiceClient) AllowMitigation(ctx context.Context, in *AllowMitigationRequest, opts ...grpc.CallOption) (*AllowMitigationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AllowMitigationResponse)
+	err := c.cc.Invoke(ctx, FleetService_AllowMitigation_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -387,64 +591,100 @@ func (c *fleetServiceClient) ListAudit(ctx context.Context, in *ListAuditRequest
 //
 // FleetService is called by operators, with a client certificate that `stopgap-controller init` issued.
 type FleetServiceServer interface {
-	// Publish hands over a signed policy directory: roots, targets metadata and documents. The controller verifies all of it
-	// before it stores any. The first root a controller ever sees is taken on an admin's word; later ones must be signed by
-	// the root before. Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the
-	// first root from somebody who is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other
-	// online keys), ALREADY_EXISTS (the same version or revision with other content), RESOURCE_EXHAUSTED.
+	// Publish uploads a signed policy directory: roots, targets metadata and documents. The controller verifies all of it before it stores
+	// any of it. The first root a controller ever sees is accepted only from an admin; a later one must be signed by the root before it.
+	// Errors: INVALID_ARGUMENT (malformed, with file, line and column), PERMISSION_DENIED (signatures, or the first root from somebody who
+	// is no admin), FAILED_PRECONDITION (older than what is published, expired, or for other online keys), ALREADY_EXISTS (the same version
+	// or revision with other content), NOT_FOUND (strategy), RESOURCE_EXHAUSTED.
 	Publish(grpc.ClientStreamingServer[PublishRequest, PublishResponse]) error
-	// SetRelease releases a revision, holds it back from servers that don't have it, or asks agents to take it off, which they
-	// do only as far as signed policy permits. Errors: NOT_FOUND (not in policy).
-	SetRelease(context.Context, *SetReleaseRequest) (*SetReleaseResponse, error)
-	// ListMitigations lists what is in the policy, with how many servers are in which state.
+	// ListMitigations lists the revisions in the policy, with how many servers are in which state; by id and revision.
 	ListMitigations(context.Context, *ListMitigationsRequest) (*ListMitigationsResponse, error)
-	// ListAgents lists every known server.
-	ListAgents(*ListAgentsRequest, grpc.ServerStreamingServer[ListAgentsResponse]) error
-	// GetAgent shows one server with its outcomes. The id may be a unique prefix, or the name. Errors: NOT_FOUND,
-	// FAILED_PRECONDITION (not unique).
+	// ReleaseMitigation ends a hold or a revert: rollouts decide again who gets the revision. Errors: NOT_FOUND (not in policy).
+	ReleaseMitigation(context.Context, *ReleaseMitigationRequest) (*ReleaseMitigationResponse, error)
+	// HoldMitigation holds a revision back from servers that do not have it; servers that have it keep it. Errors: NOT_FOUND (not in policy).
+	HoldMitigation(context.Context, *HoldMitigationRequest) (*HoldMitigationResponse, error)
+	// RevertMitigation asks agents to revert a revision, which they do only as far as signed policy permits. Errors: NOT_FOUND (not in
+	// policy), INVALID_ARGUMENT (no reason).
+	RevertMitigation(context.Context, *RevertMitigationRequest) (*RevertMitigationResponse, error)
+	// ListAgents lists every known server, by organisation, name and id.
+	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
+	// GetAgent shows one server with its outcomes. Errors: NOT_FOUND, FAILED_PRECONDITION (the name is not unique).
 	GetAgent(context.Context, *GetAgentRequest) (*GetAgentResponse, error)
-	// ListOutcomes lists the current outcome of each mitigation on each server.
-	ListOutcomes(*ListOutcomesRequest, grpc.ServerStreamingServer[ListOutcomesResponse]) error
-	// Watch sends outcomes as they are recorded, from a revision on. Errors: OUT_OF_RANGE (the history before that revision is
-	// gone: list, then watch from the revision listed).
-	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// Recheck asks agents to read their servers and reconcile now. Errors: NOT_FOUND.
+	// Recheck asks connected agents to read their servers and reconcile now. Errors: NOT_FOUND, FAILED_PRECONDITION (not unique).
 	Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error)
-	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT,
-	// FAILED_PRECONDITION (no policy was published yet, so that there is no root to name), NOT_FOUND (agent).
-	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
-	// ListTokens lists the tokens that can still be used; not their secrets, which nobody has.
-	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
-	// RevokeToken takes a token back. Errors: NOT_FOUND.
-	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
-	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server
-	// stays. Errors: NOT_FOUND.
+	// RevokeAgent closes an agent's stream at once and refuses its certificates from then on. What is applied on its server stays.
+	// Errors: NOT_FOUND, FAILED_PRECONDITION (not unique).
 	RevokeAgent(context.Context, *RevokeAgentRequest) (*RevokeAgentResponse, error)
-	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of
-	// it) enrols again and keeps journal, root and version floors. Errors: NOT_FOUND.
+	// ReenrollAgent refuses an agent's present key and makes a token bound to its id, with which its server (not a clone of it) enrols
+	// again and keeps journal, root and version floors. Errors: NOT_FOUND, FAILED_PRECONDITION (not unique, or no policy was published),
+	// INVALID_ARGUMENT.
 	ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error)
-	// PlanRollout says which server would be in which wave; nothing is stored. Errors: NOT_FOUND (revision, strategy).
+	// ListOutcomes lists the current outcome of each mitigation on each server, by mitigation and agent id.
+	ListOutcomes(context.Context, *ListOutcomesRequest) (*ListOutcomesResponse, error)
+	// Watch sends outcomes as they are recorded, from a store revision on. Errors: OUT_OF_RANGE (the history before that revision is gone:
+	// list, then watch from the revision of the list).
+	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	// CreateToken makes an enrolment token. Its secret is in the answer and nowhere else. Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (no
+	// policy was published yet, so there is no root for the token to name).
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// ListTokens lists the tokens that can still be used, by expiry; not their secrets, which the controller does not keep.
+	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
+	// RevokeToken makes a token useless. Agents that enrolled with it stay. Errors: NOT_FOUND.
+	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// PlanRollout says which server would be in which wave; nothing is stored. By wave, name and agent id. Errors: NOT_FOUND (revision,
+	// strategy), FAILED_PRECONDITION.
 	PlanRollout(context.Context, *PlanRolloutRequest) (*PlanRolloutResponse, error)
-	// StartRollout makes a rollout and starts it. It supersedes those of older revisions. Errors: NOT_FOUND, FAILED_PRECONDITION.
+	// CreateRollout makes a rollout, and starts it unless it is only to be planned. A started one supersedes those of older revisions.
+	// Errors: NOT_FOUND (revision, strategy), FAILED_PRECONDITION.
+	CreateRollout(context.Context, *CreateRolloutRequest) (*CreateRolloutResponse, error)
+	// StartRollout starts a planned rollout. Errors of this and the next six: NOT_FOUND, FAILED_PRECONDITION (it does not fit the phase, or
+	// a reason is missing).
 	StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error)
-	// ActOnRollout pauses, resumes, approves, halts, reverts, starts a planned one, or releases the rest at once. Errors: NOT_FOUND,
-	// FAILED_PRECONDITION (it does not fit the phase, or lacks a reason).
-	ActOnRollout(context.Context, *ActOnRolloutRequest) (*ActOnRolloutResponse, error)
-	// ListRollouts lists rollouts, newest first, without their servers.
+	// PauseRollout releases to no further server until the rollout is resumed. Failures still halt it.
+	PauseRollout(context.Context, *PauseRolloutRequest) (*PauseRolloutResponse, error)
+	// ResumeRollout continues a paused rollout.
+	ResumeRollout(context.Context, *ResumeRolloutRequest) (*ResumeRolloutResponse, error)
+	// ApproveRollout lets the next wave begin.
+	ApproveRollout(context.Context, *ApproveRolloutRequest) (*ApproveRolloutResponse, error)
+	// HaltRollout stops a rollout for good; what then happens on servers that have it is on_halt of its strategy.
+	HaltRollout(context.Context, *HaltRolloutRequest) (*HaltRolloutResponse, error)
+	// RevertRollout reverts the revisions on every server that got them by this rollout, as far as signed policy permits.
+	RevertRollout(context.Context, *RevertRolloutRequest) (*RevertRolloutResponse, error)
+	// FinishRollout releases to all remaining servers at once, whatever failed. It breaks the glass.
+	FinishRollout(context.Context, *FinishRolloutRequest) (*FinishRolloutResponse, error)
+	// ListRollouts lists rollouts, newest first.
 	ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error)
-	// GetRollout shows one rollout with its servers. Errors: NOT_FOUND.
+	// GetRollout shows one rollout. Errors: NOT_FOUND.
 	GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error)
-	// ListStrategies lists the strategies, those of the product among them.
+	// ListRolloutMembers lists the servers of one rollout, by wave, name and agent id; none once it is released to everybody. Errors:
+	// NOT_FOUND.
+	ListRolloutMembers(context.Context, *ListRolloutMembersRequest) (*ListRolloutMembersResponse, error)
+	// ListStrategies lists the strategies, the built-in ones included, by name.
 	ListStrategies(context.Context, *ListStrategiesRequest) (*ListStrategiesResponse, error)
-	// SetStrategy stores a strategy, deletes it, or makes it the one for what is published. Running rollouts keep theirs. Errors:
-	// INVALID_ARGUMENT (by place), NOT_FOUND.
-	SetStrategy(context.Context, *SetStrategyRequest) (*SetStrategyResponse, error)
-	// SetSwitch stops new applications for the whole fleet, a label or one server, of everything or of one mitigation; or lets them go
-	// on. It removes nothing. Errors: NOT_FOUND (server), INVALID_ARGUMENT.
-	SetSwitch(context.Context, *SetSwitchRequest) (*SetSwitchResponse, error)
-	// ListSwitches lists what is switched off.
+	// GetStrategy shows one strategy. Errors: NOT_FOUND.
+	GetStrategy(context.Context, *GetStrategyRequest) (*GetStrategyResponse, error)
+	// CreateStrategy stores a new strategy. Errors: INVALID_ARGUMENT (by place), ALREADY_EXISTS, FAILED_PRECONDITION (a built-in name).
+	CreateStrategy(context.Context, *CreateStrategyRequest) (*CreateStrategyResponse, error)
+	// UpdateStrategy replaces a strategy. Rollouts that were made with it keep what they began with. Errors: INVALID_ARGUMENT (by place),
+	// NOT_FOUND (unless allow_missing), FAILED_PRECONDITION (built-in).
+	UpdateStrategy(context.Context, *UpdateStrategyRequest) (*UpdateStrategyResponse, error)
+	// DeleteStrategy deletes a strategy. Rollouts that were made with it keep it. Errors: NOT_FOUND, FAILED_PRECONDITION (built-in, or the
+	// default).
+	DeleteStrategy(context.Context, *DeleteStrategyRequest) (*DeleteStrategyResponse, error)
+	// SetDefaultStrategy chooses the strategy for what is published from now on. Errors: NOT_FOUND.
+	SetDefaultStrategy(context.Context, *SetDefaultStrategyRequest) (*SetDefaultStrategyResponse, error)
+	// PauseFleet stops new applications of every mitigation in a scope. What is applied stays and is repaired. Errors of this and the next
+	// three: NOT_FOUND (server), FAILED_PRECONDITION (the name is not unique), INVALID_ARGUMENT (scope; nothing there to end).
+	PauseFleet(context.Context, *PauseFleetRequest) (*PauseFleetResponse, error)
+	// ResumeFleet ends a pause of exactly this scope.
+	ResumeFleet(context.Context, *ResumeFleetRequest) (*ResumeFleetResponse, error)
+	// WithholdMitigation stops new applications of one mitigation, in every revision, in a scope. What is applied stays and is repaired.
+	WithholdMitigation(context.Context, *WithholdMitigationRequest) (*WithholdMitigationResponse, error)
+	// AllowMitigation ends a withholding of this mitigation in exactly this scope.
+	AllowMitigation(context.Context, *AllowMitigationRequest) (*AllowMitigationResponse, error)
+	// ListSwitches lists the pauses and withholdings, in the order in which they count: the fleet, labels, servers.
 	ListSwitches(context.Context, *ListSwitchesRequest) (*ListSwitchesResponse, error)
-	// ListAudit gives the audit log, oldest first, and whether its hash chain holds.
+	// ListAudit lists the audit log, oldest first, and says whether its hash chain holds.
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	mustEmbedUnimplementedFleetServiceServer()
 }
@@ -459,26 +699,38 @@ type UnimplementedFleetServiceServer struct{}
 func (UnimplementedFleetServiceServer) Publish(grpc.ClientStreamingServer[PublishRequest, PublishResponse]) error {
 	return status.Error(codes.Unimplemented, "method Publish not implemented")
 }
-func (UnimplementedFleetServiceServer) SetRelease(context.Context, *SetReleaseRequest) (*SetReleaseResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SetRelease not implemented")
-}
 func (UnimplementedFleetServiceServer) ListMitigations(context.Context, *ListMitigationsRequest) (*ListMitigationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListMitigations not implemented")
 }
-func (UnimplementedFleetServiceServer) ListAgents(*ListAgentsRequest, grpc.ServerStreamingServer[ListAgentsResponse]) error {
-	return status.Error(codes.Unimplemented, "method ListAgents not implemented")
+func (UnimplementedFleetServiceServer) ReleaseMitigation(context.Context, *ReleaseMitigationRequest) (*ReleaseMitigationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseMitigation not implemented")
+}
+func (UnimplementedFleetServiceServer) HoldMitigation(context.Context, *HoldMitigationRequest) (*HoldMitigationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HoldMitigation not implemented")
+}
+func (UnimplementedFleetServiceServer) RevertMitigation(context.Context, *RevertMitigationRequest) (*RevertMitigationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevertMitigation not implemented")
+}
+func (UnimplementedFleetServiceServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
 }
 func (UnimplementedFleetServiceServer) GetAgent(context.Context, *GetAgentRequest) (*GetAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetAgent not implemented")
 }
-func (UnimplementedFleetServiceServer) ListOutcomes(*ListOutcomesRequest, grpc.ServerStreamingServer[ListOutcomesResponse]) error {
-	return status.Error(codes.Unimplemented, "method ListOutcomes not implemented")
+func (UnimplementedFleetServiceServer) Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recheck not implemented")
+}
+func (UnimplementedFleetServiceServer) RevokeAgent(context.Context, *RevokeAgentRequest) (*RevokeAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeAgent not implemented")
+}
+func (UnimplementedFleetServiceServer) ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReenrollAgent not implemented")
+}
+func (UnimplementedFleetServiceServer) ListOutcomes(context.Context, *ListOutcomesRequest) (*ListOutcomesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListOutcomes not implemented")
 }
 func (UnimplementedFleetServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
-}
-func (UnimplementedFleetServiceServer) Recheck(context.Context, *RecheckRequest) (*RecheckResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method Recheck not implemented")
 }
 func (UnimplementedFleetServiceServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
@@ -489,20 +741,32 @@ func (UnimplementedFleetServiceServer) ListTokens(context.Context, *ListTokensRe
 func (UnimplementedFleetServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
 }
-func (UnimplementedFleetServiceServer) RevokeAgent(context.Context, *RevokeAgentRequest) (*RevokeAgentResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method RevokeAgent not implemented")
-}
-func (UnimplementedFleetServiceServer) ReenrollAgent(context.Context, *ReenrollAgentRequest) (*ReenrollAgentResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ReenrollAgent not implemented")
-}
 func (UnimplementedFleetServiceServer) PlanRollout(context.Context, *PlanRolloutRequest) (*PlanRolloutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PlanRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) CreateRollout(context.Context, *CreateRolloutRequest) (*CreateRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateRollout not implemented")
 }
 func (UnimplementedFleetServiceServer) StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StartRollout not implemented")
 }
-func (UnimplementedFleetServiceServer) ActOnRollout(context.Context, *ActOnRolloutRequest) (*ActOnRolloutResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ActOnRollout not implemented")
+func (UnimplementedFleetServiceServer) PauseRollout(context.Context, *PauseRolloutRequest) (*PauseRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ResumeRollout(context.Context, *ResumeRolloutRequest) (*ResumeRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) ApproveRollout(context.Context, *ApproveRolloutRequest) (*ApproveRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApproveRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) HaltRollout(context.Context, *HaltRolloutRequest) (*HaltRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HaltRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) RevertRollout(context.Context, *RevertRolloutRequest) (*RevertRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevertRollout not implemented")
+}
+func (UnimplementedFleetServiceServer) FinishRollout(context.Context, *FinishRolloutRequest) (*FinishRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FinishRollout not implemented")
 }
 func (UnimplementedFleetServiceServer) ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRollouts not implemented")
@@ -510,14 +774,38 @@ func (UnimplementedFleetServiceServer) ListRollouts(context.Context, *ListRollou
 func (UnimplementedFleetServiceServer) GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
 }
+func (UnimplementedFleetServiceServer) ListRolloutMembers(context.Context, *ListRolloutMembersRequest) (*ListRolloutMembersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRolloutMembers not implemented")
+}
 func (UnimplementedFleetServiceServer) ListStrategies(context.Context, *ListStrategiesRequest) (*ListStrategiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListStrategies not implemented")
 }
-func (UnimplementedFleetServiceServer) SetStrategy(context.Context, *SetStrategyRequest) (*SetStrategyResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SetStrategy not implemented")
+func (UnimplementedFleetServiceServer) GetStrategy(context.Context, *GetStrategyRequest) (*GetStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStrategy not implemented")
 }
-func (UnimplementedFleetServiceServer) SetSwitch(context.Context, *SetSwitchRequest) (*SetSwitchResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SetSwitch not implemented")
+func (UnimplementedFleetServiceServer) CreateStrategy(context.Context, *CreateStrategyRequest) (*CreateStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateStrategy not implemented")
+}
+func (UnimplementedFleetServiceServer) UpdateStrategy(context.Context, *UpdateStrategyRequest) (*UpdateStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateStrategy not implemented")
+}
+func (UnimplementedFleetServiceServer) DeleteStrategy(context.Context, *DeleteStrategyRequest) (*DeleteStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteStrategy not implemented")
+}
+func (UnimplementedFleetServiceServer) SetDefaultStrategy(context.Context, *SetDefaultStrategyRequest) (*SetDefaultStrategyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDefaultStrategy not implemented")
+}
+func (UnimplementedFleetServiceServer) PauseFleet(context.Context, *PauseFleetRequest) (*PauseFleetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseFleet not implemented")
+}
+func (UnimplementedFleetServiceServer) ResumeFleet(context.Context, *ResumeFleetRequest) (*ResumeFleetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeFleet not implemented")
+}
+func (UnimplementedFleetServiceServer) WithholdMitigation(context.Context, *WithholdMitigationRequest) (*WithholdMitigationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WithholdMitigation not implemented")
+}
+func (UnimplementedFleetServiceServer) AllowMitigation(context.Context, *AllowMitigationRequest) (*AllowMitigationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AllowMitigation not implemented")
 }
 func (UnimplementedFleetServiceServer) ListSwitches(context.Context, *ListSwitchesRequest) (*ListSwitchesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSwitches not implemented")
@@ -553,24 +841,6 @@ func _FleetService_Publish_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type FleetService_PublishServer = grpc.ClientStreamingServer[PublishRequest, PublishResponse]
 
-func _FleetService_SetRelease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SetReleaseRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(FleetServiceServer).SetRelease(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: FleetService_SetRelease_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).SetRelease(ctx, req.(*SetReleaseRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _FleetService_ListMitigations_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListMitigationsRequest)
 	if err := dec(in); err != nil {
@@ -589,16 +859,77 @@ func _FleetService_ListMitigations_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_ListAgents_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(ListAgentsRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
+func _FleetService_ReleaseMitigation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseMitigationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
 	}
-	return srv.(FleetServiceServer).ListAgents(m, &grpc.GenericServerStream[ListAgentsRequest, ListAgentsResponse]{ServerStream: stream})
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ReleaseMitigation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ReleaseMitigation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ReleaseMitigation(ctx, req.(*ReleaseMitigationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
 }
 
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_ListAgentsServer = grpc.ServerStreamingServer[ListAgentsResponse]
+func _FleetService_HoldMitigation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldMitigationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).HoldMitigation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_HoldMitigation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).HoldMitigation(ctx, req.(*HoldMitigationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_RevertMitigation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevertMitigationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).RevertMitigation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_RevertMitigation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).RevertMitigation(ctx, req.(*RevertMitigationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListAgents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAgentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListAgents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListAgents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListAgents(ctx, req.(*ListAgentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _FleetService_GetAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetAgentRequest)
@@ -618,28 +949,6 @@ func _FleetService_GetAgent_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_ListOutcomes_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(ListOutcomesRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(FleetServiceServer).ListOutcomes(m, &grpc.GenericServerStream[ListOutcomesRequest, ListOutcomesResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_ListOutcomesServer = grpc.ServerStreamingServer[ListOutcomesResponse]
-
-func _FleetService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(FleetServiceServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
-}
-
-// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type FleetService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
-
 func _FleetService_Recheck_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RecheckRequest)
 	if err := dec(in); err != nil {
@@ -657,6 +966,71 @@ func _FleetService_Recheck_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _FleetService_RevokeAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).RevokeAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_RevokeAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).RevokeAgent(ctx, req.(*RevokeAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ReenrollAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReenrollAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ReenrollAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ReenrollAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ReenrollAgent(ctx, req.(*ReenrollAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ListOutcomes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListOutcomesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListOutcomes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListOutcomes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListOutcomes(ctx, req.(*ListOutcomesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FleetServiceServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type FleetService_WatchServer = grpc.ServerStreamingServer[WatchResponse]
 
 func _FleetService_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateTokenRequest)
@@ -712,42 +1086,6 @@ func _FleetService_RevokeToken_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_RevokeAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(RevokeAgentRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(FleetServiceServer).RevokeAgent(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: FleetService_RevokeAgent_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).RevokeAgent(ctx, req.(*RevokeAgentRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _FleetService_ReenrollAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ReenrollAgentRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(FleetServiceServer).ReenrollAgent(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: FleetService_ReenrollAgent_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).ReenrollAgent(ctx, req.(*ReenrollAgentRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
 func _FleetService_PlanRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PlanRolloutRequest)
 	if err := dec(in); err != nil {
@@ -762,6 +1100,24 @@ func _FleetService_PlanRollout_Handler(srv interface{}, ctx context.Context, dec
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(FleetServiceServer).PlanRollout(ctx, req.(*PlanRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_CreateRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).CreateRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_CreateRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).CreateRollout(ctx, req.(*CreateRolloutRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -784,20 +1140,110 @@ func _FleetService_StartRollout_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_ActOnRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ActOnRolloutRequest)
+func _FleetService_PauseRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRolloutRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(FleetServiceServer).ActOnRollout(ctx, in)
+		return srv.(FleetServiceServer).PauseRollout(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: FleetService_ActOnRollout_FullMethodName,
+		FullMethod: FleetService_PauseRollout_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).ActOnRollout(ctx, req.(*ActOnRolloutRequest))
+		return srv.(FleetServiceServer).PauseRollout(ctx, req.(*PauseRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ResumeRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ResumeRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ResumeRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ResumeRollout(ctx, req.(*ResumeRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ApproveRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApproveRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ApproveRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ApproveRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ApproveRollout(ctx, req.(*ApproveRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_HaltRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HaltRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).HaltRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_HaltRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).HaltRollout(ctx, req.(*HaltRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_RevertRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevertRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).RevertRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_RevertRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).RevertRollout(ctx, req.(*RevertRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_FinishRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FinishRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).FinishRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_FinishRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).FinishRollout(ctx, req.(*FinishRolloutRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -838,6 +1284,24 @@ func _FleetService_GetRollout_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _FleetService_ListRolloutMembers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRolloutMembersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ListRolloutMembers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ListRolloutMembers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ListRolloutMembers(ctx, req.(*ListRolloutMembersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _FleetService_ListStrategies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListStrategiesRequest)
 	if err := dec(in); err != nil {
@@ -856,38 +1320,164 @@ func _FleetService_ListStrategies_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_SetStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SetStrategyRequest)
+func _FleetService_GetStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStrategyRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(FleetServiceServer).SetStrategy(ctx, in)
+		return srv.(FleetServiceServer).GetStrategy(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: FleetService_SetStrategy_FullMethodName,
+		FullMethod: FleetService_GetStrategy_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).SetStrategy(ctx, req.(*SetStrategyRequest))
+		return srv.(FleetServiceServer).GetStrategy(ctx, req.(*GetStrategyRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
 
-func _FleetService_SetSwitch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SetSwitchRequest)
+func _FleetService_CreateStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateStrategyRequest)
 	if err := dec(in); err != nil {
 		return nil, err
 	}
 	if interceptor == nil {
-		return srv.(FleetServiceServer).SetSwitch(ctx, in)
+		return srv.(FleetServiceServer).CreateStrategy(ctx, in)
 	}
 	info := &grpc.UnaryServerInfo{
 		Server:     srv,
-		FullMethod: FleetService_SetSwitch_FullMethodName,
+		FullMethod: FleetService_CreateStrategy_FullMethodName,
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(FleetServiceServer).SetSwitch(ctx, req.(*SetSwitchRequest))
+		return srv.(FleetServiceServer).CreateStrategy(ctx, req.(*CreateStrategyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_UpdateStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateStrategyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).UpdateStrategy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_UpdateStrategy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).UpdateStrategy(ctx, req.(*UpdateStrategyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_DeleteStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteStrategyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).DeleteStrategy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_DeleteStrategy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).DeleteStrategy(ctx, req.(*DeleteStrategyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_SetDefaultStrategy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDefaultStrategyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).SetDefaultStrategy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_SetDefaultStrategy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).SetDefaultStrategy(ctx, req.(*SetDefaultStrategyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_PauseFleet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseFleetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).PauseFleet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_PauseFleet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).PauseFleet(ctx, req.(*PauseFleetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_ResumeFleet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeFleetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).ResumeFleet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_ResumeFleet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).ResumeFleet(ctx, req.(*ResumeFleetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_WithholdMitigation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WithholdMitigationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).WithholdMitigation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_WithholdMitigation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).WithholdMitigation(ctx, req.(*WithholdMitigationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _FleetService_AllowMitigation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AllowMitigationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(FleetServiceServer).AllowMitigation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: FleetService_AllowMitigation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(FleetServiceServer).AllowMitigation(ctx, req.(*AllowMitigationRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -936,12 +1526,24 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*FleetServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "SetRelease",
-			Handler:    _FleetService_SetRelease_Handler,
-		},
-		{
 			MethodName: "ListMitigations",
 			Handler:    _FleetService_ListMitigations_Handler,
+		},
+		{
+			MethodName: "ReleaseMitigation",
+			Handler:    _FleetService_ReleaseMitigation_Handler,
+		},
+		{
+			MethodName: "HoldMitigation",
+			Handler:    _FleetService_HoldMitigation_Handler,
+		},
+		{
+			MethodName: "RevertMitigation",
+			Handler:    _FleetService_RevertMitigation_Handler,
+		},
+		{
+			MethodName: "ListAgents",
+			Handler:    _FleetService_ListAgents_Handler,
 		},
 		{
 			MethodName: "GetAgent",
@@ -950,6 +1552,18 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Recheck",
 			Handler:    _FleetService_Recheck_Handler,
+		},
+		{
+			MethodName: "RevokeAgent",
+			Handler:    _FleetService_RevokeAgent_Handler,
+		},
+		{
+			MethodName: "ReenrollAgent",
+			Handler:    _FleetService_ReenrollAgent_Handler,
+		},
+		{
+			MethodName: "ListOutcomes",
+			Handler:    _FleetService_ListOutcomes_Handler,
 		},
 		{
 			MethodName: "CreateToken",
@@ -964,24 +1578,40 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _FleetService_RevokeToken_Handler,
 		},
 		{
-			MethodName: "RevokeAgent",
-			Handler:    _FleetService_RevokeAgent_Handler,
-		},
-		{
-			MethodName: "ReenrollAgent",
-			Handler:    _FleetService_ReenrollAgent_Handler,
-		},
-		{
 			MethodName: "PlanRollout",
 			Handler:    _FleetService_PlanRollout_Handler,
+		},
+		{
+			MethodName: "CreateRollout",
+			Handler:    _FleetService_CreateRollout_Handler,
 		},
 		{
 			MethodName: "StartRollout",
 			Handler:    _FleetService_StartRollout_Handler,
 		},
 		{
-			MethodName: "ActOnRollout",
-			Handler:    _FleetService_ActOnRollout_Handler,
+			MethodName: "PauseRollout",
+			Handler:    _FleetService_PauseRollout_Handler,
+		},
+		{
+			MethodName: "ResumeRollout",
+			Handler:    _FleetService_ResumeRollout_Handler,
+		},
+		{
+			MethodName: "ApproveRollout",
+			Handler:    _FleetService_ApproveRollout_Handler,
+		},
+		{
+			MethodName: "HaltRollout",
+			Handler:    _FleetService_HaltRollout_Handler,
+		},
+		{
+			MethodName: "RevertRollout",
+			Handler:    _FleetService_RevertRollout_Handler,
+		},
+		{
+			MethodName: "FinishRollout",
+			Handler:    _FleetService_FinishRollout_Handler,
 		},
 		{
 			MethodName: "ListRollouts",
@@ -992,16 +1622,48 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _FleetService_GetRollout_Handler,
 		},
 		{
+			MethodName: "ListRolloutMembers",
+			Handler:    _FleetService_ListRolloutMembers_Handler,
+		},
+		{
 			MethodName: "ListStrategies",
 			Handler:    _FleetService_ListStrategies_Handler,
 		},
 		{
-			MethodName: "SetStrategy",
-			Handler:    _FleetService_SetStrategy_Handler,
+			MethodName: "GetStrategy",
+			Handler:    _FleetService_GetStrategy_Handler,
 		},
 		{
-			MethodName: "SetSwitch",
-			Handler:    _FleetService_SetSwitch_Handler,
+			MethodName: "CreateStrategy",
+			Handler:    _FleetService_CreateStrategy_Handler,
+		},
+		{
+			MethodName: "UpdateStrategy",
+			Handler:    _FleetService_UpdateStrategy_Handler,
+		},
+		{
+			MethodName: "DeleteStrategy",
+			Handler:    _FleetService_DeleteStrategy_Handler,
+		},
+		{
+			MethodName: "SetDefaultStrategy",
+			Handler:    _FleetService_SetDefaultStrategy_Handler,
+		},
+		{
+			MethodName: "PauseFleet",
+			Handler:    _FleetService_PauseFleet_Handler,
+		},
+		{
+			MethodName: "ResumeFleet",
+			Handler:    _FleetService_ResumeFleet_Handler,
+		},
+		{
+			MethodName: "WithholdMitigation",
+			Handler:    _FleetService_WithholdMitigation_Handler,
+		},
+		{
+			MethodName: "AllowMitigation",
+			Handler:    _FleetService_AllowMitigation_Handler,
 		},
 		{
 			MethodName: "ListSwitches",
@@ -1017,16 +1679,6 @@ var FleetService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Publish",
 			Handler:       _FleetService_Publish_Handler,
 			ClientStreams: true,
-		},
-		{
-			StreamName:    "ListAgents",
-			Handler:       _FleetService_ListAgents_Handler,
-			ServerStreams: true,
-		},
-		{
-			StreamName:    "ListOutcomes",
-			Handler:       _FleetService_ListOutcomes_Handler,
-			ServerStreams: true,
 		},
 		{
 			StreamName:    "Watch",

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -188,6 +189,12 @@ type Decision struct {
 
 // ErrVerb is returned for a verb that does not fit the phase.
 var ErrVerb = errors.New("that can't be done now")
+
+// Number is that in a rollout's id; 0 when it has none.
+func Number(id string) uint64 {
+	n, _ := strconv.ParseUint(strings.TrimPrefix(id, "R"), 10, 64)
+	return n
+}
 
 // New makes a rollout that is planned and not started.
 func New(id string, items []Item, s Strategy, by string, at time.Time) *Rollout {

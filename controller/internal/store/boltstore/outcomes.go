@@ -90,7 +90,8 @@ func (o *outcomes) CommitBatch(_ context.Context, batches []store.Batch) ([]stor
 					continue
 				}
 				ms[0].Sequence = so.GetSequence()
-				rec := &stopgapv1.OutcomeRecord{AgentId: b.Agent, Outcome: so.GetOutcome(), RecordedAt: now, Epoch: b.Epoch, Sequence: so.GetSequence()}
+				rec := &stopgapv1.OutcomeRecord{AgentId: b.Agent, Outcome: so.GetOutcome(), RecordedAt: now, JournalEpoch: b.Epoch,
+					JournalSequence: so.GetSequence()}
 				raw, err := proto.Marshal(rec)
 				if err != nil {
 					return err
@@ -218,6 +219,43 @@ func (o *outcomes) Current(_ context.Context, mitigation string) (out []*stopgap
 	return out, rev, err
 }
 
+// readable is a current outcome as stored under a key, or one that says that it can't be read: one damaged record must not hide
+// all others.
+func readable(mitigation, agent string, value []byte) *stopgapv1.OutcomeRecord {
+	r := &stopgapv1.OutcomeRecord{}
+	if err := proto.Unmarshal(value, r); err != nil {
+		return &stopgapv1.OutcomeRecord{AgentId: agent, Outcome: &stopgapv1.Outcome{Mitigation: mitigation,
+			Reason: fmt.Sprintf("the stored outcome can't be read: %v", err)}}
+	}
+	return r
+}
+
+// Scan implements store.Outcomes.
+func (o *outcomes) Scan(ctx context.Context, after store.Position, visit func(r *stopgapv1.OutcomeRecord) bool) (rev int64, err error) {
+	err = o.db.View(func(tx *bbolt.Tx) error {
+		rev = revision(tx)
+		c := tx.Bucket(bCurrent).Cursor()
+		k, v := c.First()
+		if after != (store.Position{}) {
+			last := []byte(after.Mitigation + "\x00" + after.Agent)
+			if k, v = c.Seek(last); bytes.Equal(k, last) {
+				k, v = c.Next()
+			}
+		}
+		for ; k != nil; k, v = c.Next() {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			id, agent, _ := bytes.Cut(k, []byte{0})
+			if !visit(readable(string(id), string(agent), v)) {
+				return nil
+			}
+		}
+		return nil
+	})
+	return rev, err
+}
+
 // OfAgent implements store.Outcomes.
 func (o *outcomes) OfAgent(_ context.Context, agent string) (out []*stopgapv1.OutcomeRecord, err error) {
 	prefix := []byte(agent + "\x00")
@@ -228,11 +266,7 @@ func (o *outcomes) OfAgent(_ context.Context, agent string) (out []*stopgapv1.Ou
 			if v == nil {
 				continue
 			}
-			r := &stopgapv1.OutcomeRecord{}
-			if err := proto.Unmarshal(v, r); err != nil {
-				return fmt.Errorf("store: outcome %q: %w", k, err)
-			}
-			out = append(out, r)
+			out = append(out, readable(string(k[len(prefix):]), agent, v))
 		}
 		return nil
 	})

@@ -232,6 +232,45 @@ func outcomes(t *testing.T, ctx func(*testing.T) context.Context, open func(t *t
 		}
 	})
 
+	t.Run("current outcomes are read on from any position", func(t *testing.T) {
+		t.Parallel()
+		o := open(t).Outcomes()
+		_, err := o.CommitBatch(ctx(t), []store.Batch{
+			{Agent: "b", Epoch: "e", Outcomes: []*stopgapv1.SequencedOutcome{seq(1, "M2", applied), seq(2, "M1", applied)}},
+			{Agent: "a", Epoch: "e", Outcomes: []*stopgapv1.SequencedOutcome{seq(1, "M1", failed), seq(2, "M10", failed)}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "M1/a M1/b M10/a M2/b "
+		for _, at := range []int{1, 2, 3, 10} { // so many at a time
+			got, after := "", store.Position{}
+			for n := at; n == at; {
+				n = 0
+				rev, err := o.Scan(ctx(t), after, func(r *stopgapv1.OutcomeRecord) bool {
+					after = store.Position{Mitigation: r.GetOutcome().GetMitigation(), Agent: r.GetAgentId()}
+					got += after.Mitigation + "/" + after.Agent + " "
+					n++
+					return n < at
+				})
+				if now, _ := o.Revision(ctx(t)); err != nil || rev != now {
+					t.Fatalf("revision %d, not %d: %v", rev, now, err)
+				}
+			}
+			if got != want {
+				t.Errorf("%d at a time: %s, want %s", at, got, want)
+			}
+		}
+		// After a position whose outcome is not there.
+		got := ""
+		if _, err := o.Scan(ctx(t), store.Position{Mitigation: "M1", Agent: "aa"}, func(r *stopgapv1.OutcomeRecord) bool {
+			got = r.GetAgentId()
+			return false
+		}); err != nil || got != "b" {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
+
 	t.Run("who waits for outcomes is woken by the next", func(t *testing.T) {
 		t.Parallel()
 		o := open(t).Outcomes()
