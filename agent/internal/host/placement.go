@@ -428,8 +428,7 @@ func (p *Pass) breaks(before, after *iisconfig.Model, dirs []string, rules effec
 func refusal(before *iisconfig.Model, place *iisconfig.Place, rules effect.Rules) error {
 	where := place.Site.Name + place.Path
 	bad := place.Invalid()
-	switch {
-	case bad == nil:
+	if bad == nil {
 		if v := effect.Unallowed(place, rules); v != "" {
 			return failf("server-variable-not-allowed", "%s would answer 500.50 to every request that the rule matches: server variable %s is not in "+
 				"allowedServerVariables; the file was not touched", where, v)
