@@ -23,7 +23,11 @@ type hub struct {
 	w    *fsnotify.Watcher // nil while nobody listens
 	done chan struct{}     // closed when its reader has ended
 	dirs map[string]int    // how many listen to a directory
-	subs map[*sub]bool
+
+	// names guards subs and their dirs. It is never held while the watcher is called: on Windows adding and removing a directory
+	// wait for the watcher's own reader, which waits for read to take its events, and read takes names.
+	names sync.Mutex
+	subs  map[*sub]bool
 }
 
 // sub is one listener. Its channels hold one entry each: that something changed is enough to know.
@@ -55,7 +59,9 @@ func (h *hub) join(s *sub, dirs []string) error {
 		h.w, h.done = w, make(chan struct{})
 		go h.read(w, h.done)
 	}
+	h.names.Lock()
 	h.subs[s] = true
+	h.names.Unlock()
 	for _, d := range dirs {
 		d = filepath.Clean(d)
 		if s.dirs[d] {
@@ -69,7 +75,9 @@ func (h *hub) join(s *sub, dirs []string) error {
 			}
 		}
 		h.dirs[d]++
+		h.names.Lock()
 		s.dirs[d] = true
+		h.names.Unlock()
 	}
 	return nil
 }
@@ -77,7 +85,10 @@ func (h *hub) join(s *sub, dirs []string) error {
 // leave takes a listener away, and with the last one the watcher.
 func (h *hub) leave(s *sub) {
 	h.mu.Lock()
-	delete(h.subs, s)
+	h.names.Lock()
+	delete(h.subs, s) // from here on nobody but us reads s.dirs
+	last := len(h.subs) == 0
+	h.names.Unlock()
 	for d := range s.dirs {
 		if h.dirs[d]--; h.dirs[d] == 0 {
 			delete(h.dirs, d)
@@ -88,7 +99,7 @@ func (h *hub) leave(s *sub) {
 	}
 	var w *fsnotify.Watcher
 	done := h.done
-	if len(h.subs) == 0 {
+	if last {
 		w, h.w = h.w, nil
 		clear(h.dirs)
 	}
@@ -109,22 +120,22 @@ func (h *hub) read(w *fsnotify.Watcher, done chan struct{}) {
 				return
 			}
 			dir, name := filepath.Dir(ev.Name), strings.ToLower(filepath.Base(ev.Name))
-			h.mu.Lock()
+			h.names.Lock()
 			for s := range h.subs {
 				if s.dirs[dir] && s.relevant(name) {
 					tell(s.changed)
 				}
 			}
-			h.mu.Unlock()
+			h.names.Unlock()
 		case _, ok := <-w.Errors: // events may be lost (overflow): everybody looks
 			if !ok {
 				return
 			}
-			h.mu.Lock()
+			h.names.Lock()
 			for s := range h.subs {
 				tell(s.lost)
 			}
-			h.mu.Unlock()
+			h.names.Unlock()
 		}
 	}
 }
