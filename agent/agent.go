@@ -62,7 +62,7 @@ type Config struct {
 	ProbeWithin time.Duration
 	// Dialer replaces the network; nil: TCP. For a proxy, or a network in a test.
 	Dialer func(ctx context.Context, addr string) (net.Conn, error)
-	// Events is told what happens; nil: nobody.
+	// Events receives what happens; it may be nil.
 	Events *event.Teller
 	Logger hclog.Logger
 }

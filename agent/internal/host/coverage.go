@@ -49,6 +49,8 @@ type coverage struct {
 	checks []effect.Check
 	// reach are the applications below the action's location.
 	reach []effect.Check
+	// byReach: the document has no attack requests, so that reach decides.
+	byReach bool
 }
 
 // judge looks where rules are in effect: those that match finds (ours, or somebody else's that do the same).
@@ -65,7 +67,7 @@ func (a *urlRewrite) judge(m *iisconfig.Model, match effect.Match) coverage {
 		}
 	}
 	if len(a.attacks) == 0 {
-		c.checks = c.reach
+		c.checks, c.byReach = c.reach, true
 	}
 	return c
 }
@@ -155,7 +157,7 @@ func reasons(checks []effect.Check) string {
 // evidence says what the verdict rests on.
 func (c coverage) evidence(action string) []*stopgapv1.Evidence {
 	what := "attack requests are stopped"
-	if len(c.checks) == len(c.reach) && (len(c.reach) == 0 || c.checks[0].What == c.reach[0].What) {
+	if c.byReach {
 		what = "applications have the rules in effect"
 	}
 	found := fmt.Sprintf("%d of %d %s by the configuration as IIS composes it", c.ok(), len(c.checks), what)

@@ -290,8 +290,8 @@ func (a *urlRewrite) superseded() []Change {
 
 func scopeOf(s iis.Scope) *iis.Scope { return &s }
 
-// ownFiles are Exchange's front-end applications at or below the action's location that have no other one of them below: those
-// would inherit the rules and have them twice.
+// ownFiles returns Exchange's front-end applications at or below the action's location. The rules go inside the element that
+// applications below do not inherit, so that none of them has the rules twice.
 func (a *urlRewrite) ownFiles() []*iisconfig.App {
 	var out []*iisconfig.App
 	for _, site := range a.sites() {

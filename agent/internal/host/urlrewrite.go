@@ -304,7 +304,7 @@ func union(a, b []string) []string {
 	return out
 }
 
-// inspect says how the rules stand in the files that they are to be in. A rule of our name that is not ours is a conflict.
+// inspect compares the files that the rules belong in with the rules. A rule of our name with other content is a conflict.
 // Rules that are ours may be in applications' own files instead, and the journal also names files that they are no longer
 // in: then they are in place, though not everywhere, and where they are in effect decides.
 func (a *urlRewrite) inspect(refs []string, home placement) (out Finding, everywhere bool, err error) {

@@ -160,7 +160,7 @@ func (cfg *Config) call(ctx context.Context, token trust.Token, key *ecdsa.Priva
 		MachineId: machine, AgentVersion: shared.Version, RootSha256: token.Root[:]})
 }
 
-// anchor checks the root against the token's fingerprint and brings it together with what is held.
+// anchor checks the root against the token's fingerprint and combines it with the anchor that the agent already has.
 func (cfg *Config) anchor(token trust.Token, resp *stopgapv1.EnrollResponse) (policy.Anchor, error) {
 	if tufpolicy.RootFingerprint(resp.GetRoot()) != token.Root {
 		return policy.Anchor{}, errors.New("the controller sent another policy root than the token names; it was refused")

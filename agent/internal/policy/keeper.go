@@ -62,7 +62,7 @@ const CodeNoRoot = "no-root"
 // maxRefusal bounds the reason of a refusal, in bytes: it is kept, shown and sent.
 const maxRefusal = 1 << 10
 
-// Refused is why an update was not taken. What is held stays.
+// Refused explains why a policy update was not accepted. The policy from before stays in force.
 type Refused struct {
 	// Timestamp version of the update; 0 when it could not be decoded.
 	Timestamp uint64
@@ -121,8 +121,8 @@ func (k *Keeper) Claimed() Held {
 	return held
 }
 
-// Take verifies an encoded PolicyUpdate and keeps what it gives. changed is false when it gives what is held already. With a
-// refusal what is held stays; one that is permanent is kept with it.
+// Take verifies an encoded PolicyUpdate and stores the policy in it. changed is false if the agent has that policy already. If the
+// update is refused, the policy from before stays, and a permanent refusal is stored with it.
 func (k *Keeper) Take(data []byte, now time.Time) (before, after Held, changed bool, refused *Refused) {
 	before = k.Held()
 	u, err := Decode(data)

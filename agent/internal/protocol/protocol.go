@@ -30,7 +30,7 @@ type Reconciler interface {
 
 // Config of a Handler. All of it is needed but Events.
 type Config struct {
-	// ID is the agent's, Instance the process's: two processes with one id are told apart by it.
+	// ID identifies the agent. Instance identifies the process, so that two processes with the same agent id can be distinguished.
 	ID, Instance string
 	// Name is a label for people; empty: the host name from the server's facts.
 	Name       string
@@ -41,7 +41,7 @@ type Config struct {
 	// Renew asks for a fresh certificate. Wake makes the uplink look for something to send. Parsed is called when a policy was read
 	// that is new in effect, which took memory.
 	Renew, Wake, Parsed func()
-	// Events is told what happens; nil: nobody.
+	// Events receives what happens; it may be nil.
 	Events *event.Teller
 	Logger hclog.Logger
 }

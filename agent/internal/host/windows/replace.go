@@ -179,8 +179,8 @@ func (r replacer) create(path string, data []byte) error {
 	return nil
 }
 
-// remove deletes a file whose content is old. It is moved away first and looked at then, so that what somebody else wrote in
-// between comes back; after a crash in between the next read puts it back.
+// remove deletes a file if its content is old. It renames the file before it compares the content a last time: if somebody else
+// wrote to the file meanwhile, their version is renamed back. If the agent crashes after the rename, the next read restores the file.
 func (r replacer) remove(path string, old []byte) error {
 	cur, err := r.read(path)
 	if err != nil {
